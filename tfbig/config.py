@@ -1,0 +1,232 @@
+"""The configuration of a run: a tree of frozen dataclasses. Defaults live here and nowhere else.
+
+The docstrings are the text of `--help`. Values are checked where they are made, so that a recipe, a
+flag and a Python caller get the same sentence. Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _require(ok: bool, flag: str, expected: str, came: object) -> None:
+    if not ok:
+        raise ValueError(f"{flag} must be {expected}, got {came!r}.")
+
+
+def _at_least(flag: str, value: float | None, least: float, unit: str = "") -> None:
+    _require(value is None or value >= least, flag, f"at least {least}{unit}", value)
+
+
+def _fraction(flag: str, value: float | None) -> None:
+    _require(value is None or 0 <= value < 1, flag, "at least 0 and below 1", value)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The examples to learn from.
+
+    Args:
+        source: digits, tfds:NAME, folder:PATH (one sub-folder a class) or csv:PATH (a path and a label column).
+        dir: Where TFDS keeps its datasets (its data_dir); for csv, the folder the paths start from.
+        train_split: Name of the training split; TFDS slices such as train[:90%] work.
+        validation_split: Name of the validation split; where there is none it is drawn from train.
+        test_split: Name of the test split; where there is none it is drawn from train.
+        validation_fraction: Share of train drawn for validation, stratified by class, 0 for none.
+        test_fraction: Share of train drawn for test where no test split exists.
+        batch_size: Examples a step, over all devices together.
+        limit: At most this many examples of each split, stratified by class.
+        image_size: Height and width in pixels; by default what the backbone was made for.
+        on_bad: What to do with a file that cannot be read: fail, or skip and count it in the manifest.
+        class_weights: balanced weighs each class by the inverse of its frequency in train.
+        path_column: csv: column of the file paths.
+        label_column: csv: column of the labels; several in a cell, separated by |, make it multi-label.
+    """
+
+    source: str = "digits"
+    dir: str | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    batch_size: int = 64
+    limit: int | None = None
+    image_size: int | None = None
+    on_bad: Literal["fail", "skip"] = "fail"
+    class_weights: Literal["none", "balanced"] = "none"
+    path_column: str = "path"
+    label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        _fraction("data.validation_fraction", self.validation_fraction)
+        _fraction("data.test_fraction", self.test_fraction)
+        _at_least("data.batch_size", self.batch_size, 1)
+        _at_least("data.limit", self.limit, 1)
+        _at_least("data.image_size", self.image_size, 8, " pixels")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network to start from.
+
+    Args:
+        backbone: bundled:NAME, tfhub:PATH-OR-URL, apps:NAME (keras.applications), kerashub:PRESET-OR-PATH, keras:FILE or scratch:NAME.
+        weights: apps and kerashub: imagenet (the published weights), none, or a weights file.
+        hidden_units: Units of one hidden layer in the head; by default the head is linear.
+        dropout: Share of features dropped before the head while training.
+        signature: tfhub: call this signature of the module, such as serve, instead of the module itself.
+        output: tfhub: key of the feature vector where the module gives a dict.
+        trust: Load a module even though its graph reads or writes files or calls Python.
+    """
+
+    backbone: str = "bundled:glyphs"
+    weights: str = "imagenet"
+    hidden_units: int | None = None
+    dropout: float = 0.0
+    signature: str | None = None
+    output: str | None = None
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("model.hidden_units", self.hidden_units, 1)
+        _fraction("model.dropout", self.dropout)
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """How much of the backbone is trained.
+
+    Args:
+        mode: head trains the head on a frozen backbone, full trains all, lora trains low-rank updates and the head.
+        lora_rank: Rank of the updates, 1 to the width of the layers.
+        unfreeze_last: full: train only the last this many layers of the backbone.
+        backbone_lr_scale: full: the backbone's learning rate as a share of the head's.
+        statistics: BatchNorm averages in the backbone; auto freezes a pretrained backbone's and updates one from scratch.
+    """
+
+    mode: Literal["head", "full", "lora"] = "full"
+    lora_rank: int = 8
+    unfreeze_last: int | None = None
+    backbone_lr_scale: float = 1.0
+    statistics: Literal["auto", "frozen", "updated"] = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least("adapt.lora_rank", self.lora_rank, 1)
+        _at_least("adapt.unfreeze_last", self.unfreeze_last, 1, " layer")
+        _require(self.backbone_lr_scale > 0, "adapt.backbone_lr_scale", "above 0", self.backbone_lr_scale)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained.
+
+    Args:
+        epochs: Passes over the training split.
+        learning_rate: Peak learning rate.
+        optimizer: adamw, or sgd with momentum.
+        schedule: cosine falls to 0 over the run, constant stays.
+        warmup_steps: Steps over which the learning rate rises from 0.
+        momentum: sgd: share of the last update kept.
+        weight_decay: Decoupled decay of kernels, not of biases and norms.
+        clip_norm: Gradients are scaled down to this global norm.
+        ema_decay: Average the weights, keeping this share a step (0.99 to 0.9999), and use the average.
+        early_stopping_patience: Stop after this many epochs without a better validation result.
+        keep: Weights that are evaluated and exported: best on validation, or last.
+        checkpoint_every_s: Seconds between checkpoints within an epoch; each epoch's end has one too.
+        log_graph: Write the network's graph to TensorBoard.
+        profile_steps: First and last step to profile for TensorBoard, such as [10, 20].
+    """
+
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    early_stopping_patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+    checkpoint_every_s: float = 60.0
+    log_graph: bool = False
+    profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("train.epochs", self.epochs, 1)
+        _require(0 < self.learning_rate < 1e3, "train.learning_rate", "above 0 and below 1000", self.learning_rate)
+        _at_least("train.warmup_steps", self.warmup_steps, 0)
+        _fraction("train.momentum", self.momentum)
+        _at_least("train.weight_decay", self.weight_decay, 0)
+        _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", "above 0", self.clip_norm)
+        _fraction("train.ema_decay", self.ema_decay)
+        _at_least("train.early_stopping_patience", self.early_stopping_patience, 1, " epoch")
+        _at_least("train.checkpoint_every_s", self.checkpoint_every_s, 0, " seconds")
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            _require(0 <= first <= last, "train.profile_steps", "[first, last] with 0 <= first <= last",
+                     list(self.profile_steps))
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The machine it runs on.
+
+    Args:
+        strategy: auto uses all GPUs of this host, none one device, mirrored all devices of this host.
+        precision: bfloat16 computes in bfloat16 and keeps float32 weights. float16 is refused: it can go NaN without a word.
+        jit_compile: Compile the step with XLA.
+        seed: Orders the data, draws the augmentation and initialises new layers.
+        offline: Never open a connection; what is not on this machine is an error.
+    """
+
+    strategy: Literal["auto", "none", "mirrored"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    jit_compile: bool = False
+    seed: int = 0
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, "runtime.seed", "between 0 and 2147483647", self.seed)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The served model.
+
+    Args:
+        dir: Folder that TF Serving watches; each export adds the next version, DIR/1, DIR/2. No export by default.
+    """
+
+    dir: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made from.
+
+    Args:
+        data: See DataConfig.
+        model: See ModelConfig.
+        adapt: See AdaptConfig.
+        train: See TrainConfig.
+        runtime: See RuntimeConfig.
+        export: See ExportConfig.
+        options: The job's own flags, an instance of its Task.options.
+        run_dir: Folder of this run's files; by default runs/JOB-SOURCE-HASH, the hash of the configuration.
+        resume: auto goes on where an interrupted run of this run_dir stopped, never starts again, a path goes on in that folder.
+        dry_run: Read two batches, take one step, export and reload in a temporary folder, and report; writes nothing.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    options: object = None
+    run_dir: str | None = None
+    resume: str = "auto"
+    dry_run: bool = False

@@ -1,0 +1,47 @@
+"""One exception for each exit code that a user's mistake, or the machine's state, can cause.
+
+The message of each is one sentence that says what was expected, what came and what to do; the command
+line prints it without a traceback and exits with `exit_code`.
+"""
+
+
+class TfbigError(Exception):
+    """An error whose message is meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(TfbigError, ValueError):
+    """A flag, a recipe or a combination of them that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(TfbigError):
+    """Data that is missing, unreadable, or not what the job needs."""
+
+    exit_code = 3
+
+
+class EnvironmentFault(TfbigError):
+    """A missing package, a hub module that cannot be had, a folder that cannot be written."""
+
+    exit_code = 4
+
+
+class DivergedError(TfbigError):
+    """A loss that is no longer finite."""
+
+    exit_code = 5
+
+
+class GateError(TfbigError):
+    """A check that guards what leaves the run: export parity, a privacy budget."""
+
+    exit_code = 6
+
+
+class Interrupted(TfbigError):
+    """Stopped early on SIGINT or SIGTERM with everything saved; the same command goes on from there."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""How per-example losses become the gradients of one step."""

@@ -1,0 +1,1 @@
+"""Pure networks, Model to Model: backbones, TF Hub modules, heads and adapters."""

@@ -1,0 +1,1 @@
+"""From a trained network to a SavedModel that TF Serving loads, checked in a fresh process."""
