@@ -6,7 +6,7 @@ flag and a Python caller get the same sentence. Imports no TensorFlow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
 
 
@@ -72,7 +72,8 @@ class ModelConfig:
     """The network to start from.
 
     Args:
-        backbone: bundled:NAME, tfhub:PATH-OR-URL, apps:NAME (keras.applications), kerashub:PRESET-OR-PATH, keras:FILE or scratch:NAME.
+        backbone: bundled:NAME, tfhub:PATH-OR-URL, apps:NAME (keras.applications), kerashub:PRESET-OR-PATH,
+            keras:FILE or scratch:NAME.
         weights: apps and kerashub: imagenet (the published weights), none, or a weights file.
         hidden_units: Units of one hidden layer in the head; by default the head is linear.
         dropout: Share of features dropped before the head while training.
@@ -103,7 +104,7 @@ class AdaptConfig:
         lora_rank: Rank of the updates, 1 to the width of the layers.
         unfreeze_last: full: train only the last this many layers of the backbone.
         backbone_lr_scale: full: the backbone's learning rate as a share of the head's.
-        statistics: BatchNorm averages in the backbone; auto freezes a pretrained backbone's and updates one from scratch.
+        statistics: BatchNorm averages in the backbone; auto freezes a pretrained backbone's, updates one from scratch.
     """
 
     mode: Literal["head", "full", "lora"] = "full"
@@ -176,7 +177,7 @@ class RuntimeConfig:
 
     Args:
         strategy: auto uses all GPUs of this host, none one device, mirrored all devices of this host.
-        precision: bfloat16 computes in bfloat16 and keeps float32 weights. float16 is refused: it can go NaN without a word.
+        precision: bfloat16 computes in bfloat16 and keeps the weights in float32.
         jit_compile: Compile the step with XLA.
         seed: Orders the data, draws the augmentation and initialises new layers.
         offline: Never open a connection; what is not on this machine is an error.
@@ -216,7 +217,7 @@ class RunConfig:
         export: See ExportConfig.
         options: The job's own flags, an instance of its Task.options.
         run_dir: Folder of this run's files; by default runs/JOB-SOURCE-HASH, the hash of the configuration.
-        resume: auto goes on where an interrupted run of this run_dir stopped, never starts again, a path goes on in that folder.
+        resume: auto goes on where this run_dir's run stopped, never starts it again, a path goes on in that folder.
         dry_run: Read two batches, take one step, export and reload in a temporary folder, and report; writes nothing.
     """
 
@@ -230,3 +231,15 @@ class RunConfig:
     run_dir: str | None = None
     resume: str = "auto"
     dry_run: bool = False
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:
+    """A configuration as dotted flag -> value; values that are no number, string or bool as text."""
+    flat: dict[str, str | float | bool] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value if isinstance(value, (str, float, int, bool)) else str(value)
+    return flat

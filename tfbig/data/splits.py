@@ -9,14 +9,14 @@ and batches them. Letters in shapes: N examples, B a batch, C classes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-Features = tf.Tensor | dict[str, tf.Tensor]
+Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
 
 class Batch(NamedTuple):
@@ -53,25 +53,28 @@ class Split:
         labels: (N,) integer classes, or (N, C) float32 zeros and ones for multi-label data.
         names: What a person calls each example, for predictions.csv and the report: a path, a row, an id.
         payload: Index -> the example as the user stored it (encoded image bytes); None where there is no file.
+        gather: (B,) int64 indices -> a whole batch of features at once, for examples held in memory.
     """
 
     fetch: Callable[[tf.Tensor], Features]
     labels: np.ndarray
     names: Sequence[str]
     payload: Callable[[int], bytes] | None = None
+    gather: Callable[[tf.Tensor], Features] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> Split:
         """The same examples under new indices 0..len(indices)-1."""
-        table = tf.constant(indices, tf.int64)
-        payload = self.payload
+        table = np.asarray(indices, np.int64)
+        payload, gather = self.payload, self.gather
         return Split(
             fetch=lambda i: self.fetch(tf.gather(table, i)),
-            labels=self.labels[indices],
-            names=[self.names[i] for i in indices],
-            payload=None if payload is None else lambda i: payload(int(indices[i])),
+            labels=self.labels[table],
+            names=[self.names[i] for i in table],
+            payload=None if payload is None else lambda i: payload(int(table[i])),
+            gather=None if gather is None else lambda i: gather(tf.gather(table, i)),
         )
 
 
@@ -97,15 +100,13 @@ def array_split(x: np.ndarray, labels: np.ndarray, *, names: Sequence[str] | Non
         labels: (N,) or (N, C), see Split.
         names: N names; row numbers where not given.
     """
-    # Closed over as a numpy array, not a constant: a constant is copied into every graph that uses it.
-    def row(index: np.ndarray) -> np.ndarray:
-        return x[index]
 
-    def fetch(index: tf.Tensor) -> tf.Tensor:
-        value = tf.numpy_function(row, [index], tf.as_dtype(x.dtype), stateful=False)
-        return tf.ensure_shape(value, x.shape[1:])
+    # Through numpy and not a constant: a constant is copied into every graph that uses it.
+    def gather(indices: tf.Tensor) -> tf.Tensor:
+        rows = tf.numpy_function(lambda i: x[i], [indices], tf.as_dtype(x.dtype), stateful=False)
+        return tf.ensure_shape(rows, indices.shape + x.shape[1:])
 
-    return Split(fetch=fetch, labels=labels, names=names or [str(i) for i in range(len(x))])
+    return Split(fetch=gather, labels=labels, names=names or [str(i) for i in range(len(x))], gather=gather)
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,59 @@ def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarra
     if not shuffle:
         return np.arange(num_examples)
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+Augment: TypeAlias = Callable[[Batch, tf.Tensor], Batch]
+
+
+def batches(
+    split: Split,
+    plan: IndexPlan,
+    *,
+    position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    augment: Augment | None = None,
+) -> tf.data.Dataset:
+    """One epoch of batches (x, y, weight), exactly as the plan names them.
+
+    Args:
+        split: Where the examples come from.
+        plan: Which examples each step holds.
+        position: Asked each time the dataset is iterated: the epoch, and the step in it to begin with.
+        augment: Changes a batch, drawing only from the (2,) int32 seed of its step.
+
+    Returns:
+        A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_size` examples, less the steps
+        that `position` leaves out now; each later iteration has to leave out as many.
+    """
+
+    def planned() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        epoch, first_step = position()
+        for step in range(first_step, plan.steps_per_epoch):
+            indices, weight = plan.indices(epoch, step)
+            yield indices, weight, np.array([plan.seed, epoch * plan.steps_per_epoch + step], np.int32)
+
+    size = plan.batch_size
+    steps = tf.data.Dataset.from_generator(
+        planned,
+        output_signature=(
+            tf.TensorSpec([size], tf.int64),
+            tf.TensorSpec([size], tf.float32),
+            tf.TensorSpec([2], tf.int32),
+        ),
+    )
+
+    gather_labels = array_split(split.labels, split.labels).fetch
+
+    def finish(x: Features, indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor) -> tuple:
+        batch = Batch(x, gather_labels(indices), weight)
+        return tuple(augment(batch, seed) if augment else batch)
+
+    parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    if split.gather is not None:
+        whole = steps.map(lambda i, w, s: finish(split.gather(i), i, w, s), **parallel)
+    else:
+        examples = steps.map(lambda i, w, s: (i, w, tf.repeat(s[None], size, axis=0))).unbatch()
+        fetched = examples.map(lambda i, w, s: (split.fetch(i), i, w, s), **parallel)
+        whole = fetched.batch(size, drop_remainder=True).map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
+    num_steps = plan.steps_per_epoch - position()[1]
+    return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(tf.data.AUTOTUNE)

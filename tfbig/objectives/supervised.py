@@ -51,8 +51,8 @@ def classification(
         multi_label: Targets are (B, C) zeros and ones.
         label_smoothing: Share of each target spread over all classes, 0 to below 1.
         focal_gamma: Above 0, examples are weighed by (1 - p of the target)^gamma; 2 is usual.
-        class_weights: (C,) weight of each class; an example with several gets the mean over its classes'
-            terms, so multi-hot labels are weighed label by label.
+        class_weights: (C,) weight of each class's term of the loss, so that multi-hot labels are weighed
+            label by label.
 
     Returns:
         An objective over integer labels (B,) or target distributions (B, C), and logits (B, C).
@@ -69,6 +69,18 @@ def classification(
         return (tf.reduce_mean if multi_label else tf.reduce_sum)(terms, axis=-1), logits
 
     return Objective(losses=losses, metrics=_multi_label_metrics if multi_label else _metrics)
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class weights in inverse proportion to frequency, 1 on average over the examples; 0 for a class without any.
+
+    Args:
+        labels: (N,) integer classes, or (N, C) zeros and ones.
+        num_classes: C.
+    """
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+    weights = counts.sum() / (num_classes * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 0.0).astype(np.float32)
 
 
 def _distribution(y: tf.Tensor, num_classes: int) -> tf.Tensor:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import keras
 
     from tfbig.config import RunConfig
-    from tfbig.data.splits import DataSpec, Splits
+    from tfbig.data.splits import Augment, DataSpec, Splits
     from tfbig.objectives.supervised import Objective
     from tfbig.serving.export import Signature
 
@@ -31,7 +31,7 @@ class Task:
             decoded to its input size.
         objective: (config, splits) -> what to minimise and what to measure.
         signatures: (network, spec) -> the functions to serve by name; one is "serving_default".
-        augment: config -> stateless batch augmentation, (Batch, seed (2,) int32) -> Batch, or None.
+        augment: (config, spec) -> changes to training batches that draw only from the seed given, or None.
         defaults: Dotted flag -> this job's default, where it differs from tfbig.config.
         examples: Commands shown by --help.
     """
@@ -43,6 +43,6 @@ class Task:
     objective: Callable[[RunConfig, Splits], Objective]
     signatures: Callable[[keras.Model, DataSpec], Mapping[str, Signature]]
     prepare: Callable[[Splits, keras.Model], Splits] = lambda splits, network: splits
-    augment: Callable[[RunConfig], Callable | None] = lambda config: None
+    augment: Callable[[RunConfig, DataSpec], Augment | None] = lambda config, spec: None
     defaults: Mapping[str, object] = field(default_factory=dict)
     examples: tuple[str, ...] = ()

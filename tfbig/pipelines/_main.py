@@ -1,0 +1,261 @@
+"""What every job's `python -m` does: configuration in, run directory and one JSON line out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tfbig.config import RunConfig, flatten
+from tfbig.errors import Interrupted, TfbigError, UsageError
+from tfbig.pipelines._command_line import parse, print_help, to_yaml
+from tfbig.recipes import read_recipe
+from tfbig.training.conflicts import check_conflicts
+from tfbig.training.run_directory import RunDirectory, now, open_run
+from tfbig.training.task import Task
+
+if TYPE_CHECKING:
+    from tfbig.evaluation.evaluate import Evaluation
+    from tfbig.training.fit import Assembly
+
+log = logging.getLogger(__name__)
+
+_NUM_PARITY_SAMPLES = 16
+
+
+def main(task: Task, arguments: Sequence[str] | None = None) -> int:
+    """Runs a job from its command line.
+
+    Args:
+        task: The job.
+        arguments: The command line's, by default this process's.
+
+    Returns:
+        The exit code: 0 done, otherwise that of the TfbigError, 75 when interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--help" in words or "-h" in words or "--help_all" in words:
+        print_help(task, everything="--help_all" in words)
+        return 0
+    debug = "--debug" in words
+    print_config = "--print_config" in words
+    words = [word for word in words if word not in ("--debug", "--print_config")]
+    try:
+        config = parse(task, words)
+        check_conflicts(config)
+        if print_config:
+            print(to_yaml(task, config), end="")
+            return 0
+        print(json.dumps(run(task, config), ensure_ascii=False))
+        return 0
+    except TfbigError as error:
+        return _report(error, error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), 75, debug)
+
+
+def run(task: Task, config: RunConfig) -> dict[str, object]:
+    """Trains, judges and exports; what the command line prints last.
+
+    Args:
+        task: The job.
+        config: Everything about it, free of conflicts.
+    """
+    _quiet_tensorflow()
+    signal.signal(signal.SIGTERM, _interrupt)
+    if config.dry_run:
+        return _dry_run(task, config)
+    path = Path(config.run_dir or f"runs/{_run_name(task, config)}")
+    with open_run(path) as run_directory:
+        finished = _earlier_result(task, config, run_directory)
+        if finished is not None:
+            log.warning("%s is finished; --resume never trains it again", path)
+            return finished
+        try:
+            return _run_in(task, config, run_directory)
+        except BaseException as error:
+            if (path / "config.yaml").exists():
+                stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+                run_directory.update_status("interrupted" if stopped else "failed", reason=str(error), finished=now())
+            raise
+
+
+def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[str, object]:
+    import tensorflow as tf
+
+    from tfbig.runtime import runtime
+    from tfbig.training.environment import describe
+    from tfbig.training.fit import assemble, fit
+
+    settings = config.runtime
+    with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
+        assembly = assemble(task, config, strategy)
+        devices = [device.name for device in tf.config.list_logical_devices()]
+        environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
+        run_directory.write_text("config.yaml", to_yaml(task, config))
+        run_directory.write_json("environment.json", environment)
+        run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
+        ledger = fit(assembly, config, run_directory)
+        evaluation = _judge(assembly, config, run_directory, ledger.history)
+        exported = _export(task, config, assembly, Path(config.export.dir)) if config.export.dir else None
+    metrics = {f"test_{name}": figure["value"] for name, figure in evaluation.report["metrics"].items()}
+    result: dict[str, object] = {
+        "run_dir": str(run_directory.path),
+        "export": None if exported is None else str(exported),
+        "metrics": metrics,
+        "epsilon": None,
+    }
+    run_directory.update_status("done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), result=result)
+    _write_card(run_directory)
+    return result
+
+
+def _judge(
+    assembly: Assembly, config: RunConfig, run_directory: RunDirectory, history: list[dict[str, float]]
+) -> Evaluation:
+    """The test split's figures, predictions.csv and report.html."""
+    from tfbig.evaluation.charts import confusion_matrix_png
+    from tfbig.evaluation.evaluate import evaluate, write_predictions
+    from tfbig.evaluation.report import write_report
+    from tfbig.training.tensorboard import write_picture
+
+    splits = assembly.splits
+    evaluation = evaluate(
+        assembly.network, splits.test, splits.spec, batch_size=config.data.batch_size, seed=config.runtime.seed
+    )
+    run_directory.write_json("evaluation.json", evaluation.report)
+    write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
+    write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=history)
+    matrix = evaluation.report.get("confusion_matrix")
+    if matrix:
+        png = confusion_matrix_png(matrix, splits.spec.class_names)
+        write_picture(run_directory.tensorboard, "confusion_matrix", png, step=int(history[-1]["step"]))
+    return evaluation
+
+
+def _export(task: Task, config: RunConfig, assembly: Assembly, directory: Path) -> Path:
+    """Writes the next version, checked against the network on examples from all over the test split."""
+    import numpy as np
+
+    from tfbig.serving.export import SERVING_DEFAULT, class_assets, export, served_samples
+
+    split, spec = assembly.splits.test, assembly.splits.spec
+    signatures = task.signatures(assembly.network, spec)
+    chosen = np.linspace(0, len(split) - 1, min(_NUM_PARITY_SAMPLES, len(split))).astype(int)
+    return export(
+        assembly.network,
+        signatures,
+        directory,
+        samples=served_samples(signatures[SERVING_DEFAULT], split, chosen),
+        assets=class_assets(spec),
+    )
+
+
+def _write_card(run_directory: RunDirectory) -> None:
+    from tfbig.evaluation.model_card import write_model_card
+
+    write_model_card(run_directory.path)
+
+
+def _dry_run(task: Task, config: RunConfig) -> dict[str, object]:
+    """Two batches, one step, an export that is reloaded: in a temporary folder, leaving nothing."""
+    import resource
+
+    import numpy as np
+
+    from tfbig.data.splits import batches
+    from tfbig.runtime import runtime
+    from tfbig.training.fit import assemble
+
+    # Features of a frozen backbone would be computed for all examples; two batches tell as much.
+    brief = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=2 * config.data.batch_size))
+    settings = config.runtime
+    with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
+        assembly = assemble(task, brief, strategy)
+        steps = batches(assembly.train, assembly.plan, augment=assembly.augment).take(2)
+        history = assembly.learner.fit(steps.take(1), verbose=0).history
+        with tempfile.TemporaryDirectory() as folder:
+            _export(task, config, assembly, Path(folder))
+    counts = assembly.splits.manifest.get("counts", {})
+    facts = {
+        "counts": counts,
+        "trainable_parameters": int(sum(np.prod(v.shape) for v in assembly.learner.network.trainable_variables)),
+        "parameters": int(assembly.network.count_params()),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "loss_of_first_step": history["loss"][0],
+    }
+    for name, value in facts.items():
+        print(f"{name}: {json.dumps(value, ensure_ascii=False)}", file=sys.stderr)
+    return {"run_dir": None, "export": None, "metrics": {}, "epsilon": None, "dry_run": facts}
+
+
+def _run_name(task: Task, config: RunConfig) -> str:
+    """Tells configurations apart, so that the same command finds its own run."""
+    same = {name: value for name, value in flatten(config).items() if name not in ("run_dir", "resume", "export.dir")}
+    digest = hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=4).hexdigest()
+    source = "".join(c if c.isalnum() else "-" for c in config.data.source.rstrip("/").split(":")[-1].split("/")[-1])
+    return f"{task.name}-{source[:40] or 'data'}-{digest}"
+
+
+def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[str, object] | None:
+    """What a finished run of this folder gave; None where there is something to do.
+
+    Raises:
+        UsageError: The folder's run has another configuration.
+    """
+    stored = run_directory.path / "config.yaml"
+    if config.resume == "never":
+        run_directory.clear()
+    if not stored.exists():
+        return None
+    there = {name: str(value) for name, value in read_recipe(stored).items() if name != "job"}
+    here = {name: str(value) for name, value in _dotted_config(task, config).items()}
+    export_there, export_here = there.pop("export.dir", None), here.pop("export.dir", None)
+    changed = [f"{name} ({there.get(name)} there, {here[name]} here)" for name in here if here[name] != there.get(name)]
+    if changed:
+        raise UsageError(
+            f"{run_directory.path} holds a run with other settings: {', '.join(changed[:3])}; choose another "
+            "--run_dir, or train it anew with --resume never."
+        )
+    status = run_directory.read_json("status.json")
+    result = status.get("result")
+    if status.get("state") != "done" or not isinstance(result, dict) or export_there != export_here:
+        return None
+    return result if result["export"] is None or Path(str(result["export"])).exists() else None
+
+
+def _dotted_config(task: Task, config: RunConfig) -> dict[str, object]:
+    import yaml
+
+    from tfbig.recipes import dotted
+
+    tree = yaml.safe_load(to_yaml(task, config))
+    tree.pop("job")
+    return dotted(tree)
+
+
+def _quiet_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("tfbig").setLevel(logging.INFO)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(error: TfbigError, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {error}" if exit_code != 75 else str(error), file=sys.stderr)
+    return exit_code

@@ -1,0 +1,38 @@
+"""The runtime: seed, precision, tf.distribute strategy and XLA, as one context manager.
+
+Below `data`: everything that TensorFlow holds globally is set here and nowhere else, and put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+
+@contextlib.contextmanager
+def runtime(*, strategy: str, precision: str, seed: int) -> Iterator[tf.distribute.Strategy]:
+    """Seeds everything, sets the precision and gives the strategy to build and train under.
+
+    Args:
+        strategy: auto (all GPUs where there are several), none, or mirrored.
+        precision: float32 or bfloat16. Under bfloat16 variables stay float32.
+        seed: 0 to 2**31 - 1.
+    """
+    keras.utils.set_random_seed(seed)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    try:
+        yield _strategy(strategy)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _strategy(name: str) -> tf.distribute.Strategy:
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "mirrored" or (name == "auto" and len(gpus) > 1):
+        devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.get_strategy()

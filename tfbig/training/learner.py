@@ -1,0 +1,75 @@
+"""The learner: our only train_step. It trains a network; the network is saved and exported, never the learner."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tfbig.data.splits import Batch, Features
+from tfbig.gradients.rule import GradientRule, sum_over_replicas
+from tfbig.objectives.supervised import Objective
+
+NEVER = -1
+
+
+class Learner(keras.Model):
+    """Ties a network, an objective and a gradient rule together for Keras's fit.
+
+    Args:
+        network: What is trained.
+        objective: Gives one loss per example, and the metrics.
+        rule: Turns the losses into gradients.
+    """
+
+    def __init__(self, network: keras.Model, objective: Objective, rule: GradientRule) -> None:
+        super().__init__(name="learner")
+        self.network = network
+        self._losses = objective.losses
+        self._rule = rule
+        self._loss = keras.metrics.Mean(name="loss")
+        self._judges = objective.metrics()
+        # The step at which a loss was first not finite. A variable, so that no step waits for the host.
+        self.diverged_at = self.add_weight(
+            name="diverged_at",
+            shape=(),
+            dtype="int32",
+            initializer=keras.initializers.Constant(NEVER),
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        self.built = True
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The loss and the objective's metrics, reset at each epoch."""
+        return [self._loss, *self._judges]
+
+    def call(self, x: Features, training: bool | None = None) -> tf.Tensor:
+        """The network's outputs."""
+        return self.network(x, training=training)
+
+    def train_step(self, data: tuple[Features, tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One update from one batch."""
+        batch = Batch(*data)
+        step = self._rule(self._losses, self.network, batch)
+        self._note_divergence(step.losses * batch.weight)
+        self.optimizer.apply(step.gradients, self.network.trainable_variables)
+        return self._judge(batch, step.losses, step.outputs)
+
+    def test_step(self, data: tuple[Features, tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Metrics of one batch, without an update."""
+        batch = Batch(*data)
+        losses, outputs = self._losses(self.network, batch, training=False)
+        return self._judge(batch, losses, outputs)
+
+    def _judge(self, batch: Batch, losses: tf.Tensor, outputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        self._loss.update_state(losses, sample_weight=batch.weight)
+        for judge in self._judges:
+            judge.update_state(batch.y, outputs, sample_weight=batch.weight)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _note_divergence(self, losses: tf.Tensor) -> None:
+        num_bad = sum_over_replicas(tf.reduce_sum(tf.cast(~tf.math.is_finite(losses), tf.int32)))
+        before = tf.convert_to_tensor(self.diverged_at)
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        self.diverged_at.assign(tf.where((num_bad == 0) | (before != NEVER), before, step))

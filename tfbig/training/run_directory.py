@@ -1,0 +1,135 @@
+"""The run directory: one folder a run, held by one process at a time, its files written whole or not at all.
+
+config.yaml, environment.json, status.json, metrics.jsonl, data_manifest.json, tensorboard/, checkpoints/;
+evaluation and serving add theirs. The lock is the kernel's (flock), so a killed run leaves none behind.
+Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tfbig.errors import EnvironmentFault, UsageError
+
+_LOCK = ".lock"
+
+
+class RunDirectory:
+    """The files of one run. Use `open_run` to get one that is locked.
+
+    Args:
+        path: The folder; it exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The log directory for TensorBoard."""
+        return self.path / "tensorboard"
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file atomically.
+
+        Raises:
+            EnvironmentFault: The disk is full or the folder cannot be written.
+        """
+        partial = self.path / f".{name}.{os.getpid()}"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise EnvironmentFault(_unwritable(self.path, error)) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def write_json(self, name: str, content: object) -> None:
+        """Writes a JSON file atomically."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, object]:
+        """A JSON file of this run; empty where there is none."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def update_status(self, state: str, **facts: object) -> None:
+        """Adds to status.json: `state` is running, interrupted, failed or done."""
+        self.write_json("status.json", {**self.read_json("status.json"), "state": state, **facts})
+
+    def write_history(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Writes metrics.jsonl, one line an epoch."""
+        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def clear(self) -> None:
+        """Removes what an earlier run left here; the folder stays."""
+        for entry in self.path.iterdir():
+            if entry.name == _LOCK:
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+@contextlib.contextmanager
+def open_run(path: Path) -> Iterator[RunDirectory]:
+    """Makes the folder where it is missing, and holds it for this process.
+
+    Raises:
+        UsageError: Another run holds it, or it is a folder of something else.
+        EnvironmentFault: It cannot be made or written.
+    """
+    _refuse_foreign(path)
+    existed = path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("a")
+    except OSError as error:
+        raise EnvironmentFault(_unwritable(path, error)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UsageError(
+            f"Another run is using {path}; wait until it ends, or choose another --run_dir."
+        ) from error
+    try:
+        yield RunDirectory(path)
+    finally:
+        lock.close()
+        # A run that failed before it wrote anything leaves nothing.
+        if not existed and [entry.name for entry in path.iterdir()] == [_LOCK]:
+            shutil.rmtree(path)
+
+
+def now() -> str:
+    """The time in ISO form, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--run_dir must be a folder, but {path} is a file; choose another one.")
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        if names and not names & {"config.yaml", _LOCK}:
+            raise UsageError(
+                f"--run_dir {path} holds files that are not a run's ({', '.join(sorted(names)[:3])}); choose an empty "
+                "or a new folder."
+            )
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    reason = error.strerror or error
+    return f"The run directory {path} cannot be written ({reason}); choose another --run_dir or make room."
