@@ -1,0 +1,155 @@
+"""What the data really was: counts, duplicates by content, unreadable files, and a fingerprint.
+
+`inspect` reads every example of a split once; `manifest` turns what was found into the plain dictionary
+that a run keeps as data_manifest.json. Contents are compared by BLAKE2b (RFC 7693), 128 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tfbig.data import images
+from tfbig.data.splits import Split
+
+_logger = logging.getLogger(__name__)
+_NAMED = 20
+_CHUNK = 64
+_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading every example of a split found.
+
+    Args:
+        digests: (N,) content digests; empty for a file that could not be opened.
+        faults: Index -> why that example cannot be read.
+    """
+
+    digests: np.ndarray
+    faults: Mapping[int, str]
+
+
+def digest(content: bytes) -> bytes:
+    """32 hexadecimal characters that equal contents share."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
+
+
+def inspect(split: Split) -> Inspection:
+    """Reads, digests and decodes every example, as training will."""
+    check = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)])
+
+    def examine(index: int) -> tuple[bytes, str | None]:
+        try:
+            content = split.payload(index)  # type: ignore[misc]
+        except OSError as error:
+            return b"", (error.strerror or str(error)).lower()
+        return digest(content), _fault(content, check)
+
+    check(tf.constant(images.png_bytes(np.zeros((1, 1), np.uint8))))  # traced once, before the threads
+    chunks = [range(i, min(i + _CHUNK, len(split))) for i in range(0, len(split), _CHUNK)]
+    with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
+        found = [row for rows in pool.map(lambda chunk: [examine(i) for i in chunk], chunks) for row in rows]
+    digests = np.array([content for content, _ in found], "S32")
+    return Inspection(digests, {i: fault for i, (_, fault) in enumerate(found) if fault})
+
+
+def _fault(content: bytes, check: tf.types.experimental.GenericFunction) -> str | None:
+    if not content:
+        return "it is empty"
+    kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), None)
+    if kind is None:
+        return "it is no JPEG, PNG, GIF or BMP"
+    try:
+        with tf.device("CPU"):
+            check(tf.constant(content))
+    except tf.errors.OpError:
+        return f"its {kind} data is cut short, damaged or of a kind that TensorFlow does not decode"
+    return None
+
+
+def manifest(
+    splits: Mapping[str, Split],
+    digests: Mapping[str, np.ndarray],
+    *,
+    class_names: Sequence[str],
+    origins: Mapping[str, str],
+    settings: Mapping[str, object],
+    unreadable: Mapping[str, str],
+    ignored: Sequence[str],
+) -> dict[str, object]:
+    """The manifest of three splits; warns where examples of one split are in another.
+
+    Args:
+        splits: Role -> the examples in use.
+        digests: Role -> (N,) their content digests.
+        class_names: Names in the order of the labels.
+        origins: Role -> "given" or "drawn from train".
+        settings: The source, fractions, limit and seed, as they were asked for.
+        unreadable: Name -> reason of the files that were left out.
+        ignored: Files that are no examples.
+
+    Returns:
+        A dictionary of what JSON can hold.
+    """
+    return {
+        **settings,
+        "fingerprint": _fingerprint(splits, digests),
+        "class_names": list(class_names),
+        "splits": {
+            role: {
+                "origin": origins[role],
+                "examples": len(split),
+                "per_class": dict(zip(class_names, _class_counts(split.labels, len(class_names)), strict=True)),
+            }
+            for role, split in splits.items()
+        },
+        "duplicates": _duplicates(splits, digests),
+        "unreadable": {"count": len(unreadable), "reasons": dict(sorted(unreadable.items()))},
+        "ignored": {"count": len(ignored), "names": list(ignored[:_NAMED])},
+    }
+
+
+def _class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
+    counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+    return [int(count) for count in counts]
+
+
+def _fingerprint(splits: Mapping[str, Split], digests: Mapping[str, np.ndarray]) -> str:
+    """A hash over every example's split, name, content and label, in an order of its own."""
+    lines = [
+        f"{role}\0{name}\0{content.decode()}\0{label.tolist()}\n"
+        for role, split in splits.items()
+        for name, content, label in zip(split.names, digests[role], split.labels, strict=True)
+    ]
+    return hashlib.blake2b("".join(sorted(lines)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _duplicates(splits: Mapping[str, Split], digests: Mapping[str, np.ndarray]) -> dict[str, object]:
+    """Examples whose content was there before: within each split, and in a split on this side of train."""
+    roles = list(splits)
+    within = {role: len(digests[role]) - len(np.unique(digests[role])) for role in roles}
+    across = {}
+    named: list[list[str]] = []
+    for i, role in enumerate(roles):
+        for other in roles[i + 1 :]:
+            shared = np.isin(digests[other], digests[role])
+            across[f"{role}/{other}"] = int(shared.sum())
+            for index in np.flatnonzero(shared)[: _NAMED - len(named)]:
+                twin = int(np.flatnonzero(digests[role] == digests[other][index])[0])
+                named.append([f"{role}: {splits[role].names[twin]}", f"{other}: {splits[other].names[index]}"])
+    if named:
+        pairs = ", ".join(f"{count} in {pair}" for pair, count in across.items() if count)
+        _logger.warning(
+            "identical files in two splits (%s), such as %s: figures on the later split are too good; "
+            "data_manifest.json names them", pairs, " = ".join(named[0])
+        )
+    return {"within": within, "across": across, "names_across": named}

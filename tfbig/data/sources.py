@@ -1,0 +1,247 @@
+"""Where images come from: digits, tfds:NAME, folder:PATH and csv:PATH, as three splits of encoded images.
+
+The reader of each source (tfrecords.py, files.py) lists what is there. Here broken files are refused or
+left out, missing splits are drawn from train, the limit is applied and the manifest is written: one order
+of steps for every source.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import PurePath
+
+import numpy as np
+import tensorflow as tf
+
+from tfbig.data import strata
+from tfbig.data.files import read_csv, read_folder
+from tfbig.data.images import png_bytes
+from tfbig.data.listing import Listing, class_order, nearest, quoted
+from tfbig.data.manifest import digest, inspect, manifest
+from tfbig.data.splits import DataSpec, Split, Splits
+from tfbig.data.tfrecords import read_tfds
+from tfbig.errors import DataError, UsageError
+
+_logger = logging.getLogger(__name__)
+_ROLES = ("train", "validation", "test")
+_SOURCES = ("digits", "tfds:NAME", "folder:PATH", "csv:PATH")
+# Each draw has its own stream of random numbers, so that one does not shift the others.
+_STREAMS = {"test": 1, "validation": 2, "limit": 3}
+
+
+def load_images(
+    source: str,
+    *,
+    directory: str | None,
+    train_split: str,
+    validation_split: str,
+    test_split: str,
+    validation_fraction: float,
+    test_fraction: float,
+    limit: int | None,
+    on_bad: str,
+    path_column: str,
+    label_column: str,
+    seed: int,
+    offline: bool,
+) -> Splits:
+    """Splits of encoded images: `fetch` gives a scalar string, `payload` bytes.
+
+    Guarantees: no example is in two splits; where splits are drawn, files of equal content are on the same
+    side, and neither the order of files nor that of rows matters; every class of validation and test is
+    in train.
+
+    Args:
+        source: digits, tfds:NAME[/CONFIG][:VERSION], folder:PATH or csv:PATH.
+        directory: TFDS's data_dir; for csv, the folder where the paths start.
+        train_split: Name of the split; for TFDS also slices.
+        validation_split: As train_split; drawn from train where it does not exist.
+        test_split: As train_split; drawn from train where it does not exist.
+        validation_fraction: Share of train drawn for validation, at least 0 and below 1; 0 for none.
+        test_fraction: Share of train drawn for test, at least 0 and below 1.
+        limit: At most this many examples of each split, stratified; None for all.
+        on_bad: "fail" or "skip" a file that cannot be read.
+        path_column: csv: column of the paths.
+        label_column: csv: column of the labels.
+        seed: Of the draws.
+        offline: Never download.
+
+    Returns:
+        Three splits, validation None where the fraction is 0 and none exists, and their manifest.
+
+    Raises:
+        UsageError: An unknown kind of source.
+        DataError: The data is missing, broken, or not what classification needs.
+    """
+    split_names = {"train": train_split, "validation": validation_split, "test": test_split}
+    kind, _, where = source.partition(":")
+    if source == "digits":
+        listing = _digits()
+    elif kind == "tfds" and where:
+        listing = read_tfds(where, directory=directory, split_names=split_names, offline=offline)
+    elif kind == "folder" and where:
+        listing = read_folder(where, split_names=split_names)
+    elif kind == "csv" and where:
+        listing = read_csv(
+            where, directory=directory, path_column=path_column, label_column=label_column, split_names=split_names
+        )
+    else:
+        hint = nearest(kind, [known.partition(":")[0] for known in _SOURCES])
+        raise UsageError(f"data.source must be one of {', '.join(_SOURCES)}, got {source!r}.{hint}")
+    splits, digests, unreadable = _readable(source, listing, on_bad)
+    _check_classes(source, splits["train"], listing)
+    fractions = {"test": test_fraction, "validation": validation_fraction}
+    splits, digests = _with_drawn(source, listing, splits, digests, fractions, seed)
+    _check_labels(source, splits, listing)
+    if limit is not None:
+        splits, digests = _limited(splits, digests, limit, seed)
+    settings = {
+        "source": source,
+        "seed": seed,
+        "limit": limit,
+        "fractions": {role: fraction for role, fraction in fractions.items() if role not in listing.splits},
+    }
+    found = manifest(
+        splits,
+        digests,
+        class_names=listing.class_names,
+        origins={role: "given" if role in listing.splits else "drawn from train" for role in splits},
+        settings=settings,
+        unreadable=unreadable,
+        ignored=listing.ignored,
+    )
+    spec = DataSpec(
+        tf.TensorSpec([None], tf.string), len(splits["train"]), listing.class_names, listing.multi_label
+    )
+    return Splits(splits["train"], splits.get("validation"), splits["test"], spec, found)
+
+
+def _digits() -> Listing:
+    """scikit-learn's 1,797 handwritten digits of 8x8 grey pixels, as PNG in memory."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # (N, 8, 8)
+    pngs = [png_bytes(picture) for picture in grey]
+    table = tf.constant(pngs)
+    split = Split(
+        fetch=lambda i: tf.gather(table, i),
+        labels=labels.astype(np.int32),
+        names=[f"digit-{i:04d}" for i in range(len(pngs))],
+        payload=pngs.__getitem__,
+    )
+    # Of the pixels: the PNG's bytes depend on the version of zlib.
+    digests = np.array([digest(picture.tobytes()) for picture in grey], "S32")
+    return Listing({"train": split}, class_order(map(str, range(10))), digests={"train": digests}, files=False)
+
+
+def _readable(
+    source: str, listing: Listing, on_bad: str
+) -> tuple[dict[str, Split], dict[str, np.ndarray], dict[str, str]]:
+    """Splits without the files that cannot be read, the digests of the rest, and name -> reason."""
+    if listing.ignored:
+        endings = Counter(PurePath(name).suffix or PurePath(name).name for name in listing.ignored)
+        counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
+        _logger.info("%s: %d files are no images and left out (%s)", source, len(listing.ignored), counts)
+    if listing.digests is not None:
+        return dict(listing.splits), dict(listing.digests), {}
+    splits, digests, unreadable = {}, {}, {}
+    for role, split in listing.splits.items():
+        found = inspect(split)
+        unreadable.update({split.names[i]: reason for i, reason in found.faults.items()})
+        good = np.setdiff1d(np.arange(len(split)), list(found.faults))
+        splits[role], digests[role] = split.subset(good), found.digests[good]
+    if unreadable and on_bad == "fail":
+        name, reason = next(iter(sorted(unreadable.items())))
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise DataError(
+            f"{source} has files that cannot be read: {name} ({reason}){more}; mend or remove them, or leave "
+            "them out with --data.on_bad skip."
+        )
+    if unreadable:
+        _logger.warning("%s: left out %d files that cannot be read", source, len(unreadable))
+    for role, split in splits.items():
+        if not len(split):
+            raise DataError(f"{source} has no readable image in its {role} split; check the files.")
+    return splits, digests, unreadable
+
+
+def _check_classes(source: str, train: Split, listing: Listing) -> None:
+    if listing.multi_label:
+        return
+    present = np.unique(train.labels)
+    if len(present) < 2:
+        raise DataError(
+            f"{source} has one class only in train, {listing.class_names[present[0]]!r}; expected two or more: add "
+            "a sub-folder, or rows, of another class."
+        )
+
+
+def _with_drawn(
+    source: str,
+    listing: Listing,
+    splits: Mapping[str, Split],
+    digests: Mapping[str, np.ndarray],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> tuple[dict[str, Split], dict[str, np.ndarray]]:
+    """The splits that are there, and those that are not, drawn from train: test first."""
+    splits, digests = dict(splits), dict(digests)
+    for role, fraction in fractions.items():
+        if role in splits or (role == "validation" and not fraction):
+            continue
+        if not fraction:
+            raise DataError(f"{source} has no test split; set --data.test_fraction above 0, or --data.test_split.")
+        train, contents = splits["train"], digests["train"]
+        if role == "test" and not listing.multi_label:
+            _check_counts(source, train, contents, listing)
+        leaves = strata.draw(
+            train.labels, contents, train.names, fraction=fraction, seed=(seed, _STREAMS[role])
+        )
+        if leaves.all() or not leaves.any():
+            raise DataError(f"{source} has too few different images to draw {role} from train; add images.")
+        splits[role], digests[role] = train.subset(np.flatnonzero(leaves)), contents[leaves]
+        splits["train"], digests["train"] = train.subset(np.flatnonzero(~leaves)), contents[~leaves]
+    ordered = [role for role in _ROLES if role in splits]
+    return {role: splits[role] for role in ordered}, {role: digests[role] for role in ordered}
+
+
+def _check_counts(source: str, train: Split, contents: np.ndarray, listing: Listing) -> None:
+    few = strata.too_few(train.labels, contents)
+    if few:
+        names = quoted(listing.class_names[c] for c in few)
+        raise DataError(
+            f"{source} has fewer than 2 different images of {names}, of which a test split cannot be drawn; add "
+            "images, remove the class, or give a test split."
+        )
+
+
+def _check_labels(source: str, splits: Mapping[str, Split], listing: Listing) -> None:
+    """Every class of validation and test has to be in train."""
+    def present(split: Split) -> np.ndarray:
+        return np.flatnonzero(split.labels.any(0)) if listing.multi_label else np.unique(split.labels)
+
+    known = present(splits["train"])
+    for role, split in splits.items():
+        unknown = np.setdiff1d(present(split), known)
+        if len(unknown):
+            names = quoted(listing.class_names[c] for c in unknown)
+            raise DataError(
+                f"{source} has label {names} in {role} that train has not; add images of it to train, or mend "
+                f"the label. Train has {quoted(listing.class_names[c] for c in known)}."
+            )
+
+
+def _limited(
+    splits: Mapping[str, Split], digests: Mapping[str, np.ndarray], limit: int, seed: int
+) -> tuple[dict[str, Split], dict[str, np.ndarray]]:
+    kept = {
+        role: strata.sample(split.labels, split.names, limit=limit, seed=(seed, _STREAMS["limit"]))
+        for role, split in splits.items()
+    }
+    return (
+        {role: split.subset(kept[role]) for role, split in splits.items()},
+        {role: digests[role][kept[role]] for role in splits},
+    )

@@ -1,0 +1,148 @@
+"""Stratified draws: which examples leave train for another split, and which a limit keeps.
+
+Pure functions of labels, contents, names and a seed: the order in which a file system or a table gives
+the examples changes nothing. Identical contents are one unit and never part. Several labels an example:
+iterative stratification, Sechidis et al. 2011 (doi 10.1007/978-3-642-23808-6_10). Used by sources.py.
+Letters in shapes: N examples, U units, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def too_few(labels: np.ndarray, digests: np.ndarray) -> list[int]:
+    """Classes with fewer than two different examples, which no draw can part; labels (N,), digests (N,)."""
+    return [int(c) for c in np.unique(labels) if len(np.unique(digests[labels == c])) < 2]
+
+
+def draw(
+    labels: np.ndarray, digests: np.ndarray, names: Sequence[str], *, fraction: float, seed: Sequence[int]
+) -> np.ndarray:
+    """Which examples leave train.
+
+    Guarantees: examples with equal digests stay together. With one label an example, a class gives the
+    rounded fraction of its examples, at least one, as far as groups of identical ones allow, and keeps at
+    least one; a class with fewer than two different examples keeps them. With several labels an example,
+    the shares of each label follow as far as possible, the rarest first.
+
+    Args:
+        labels: (N,) integers or (N, C) zeros and ones.
+        digests: (N,) content digests.
+        names: N distinct or repeated names, which order the examples before the seed permutes them.
+        fraction: Above 0, below 1.
+        seed: Entropy of the draw.
+
+    Returns:
+        (N,) bool, True for those that leave.
+    """
+    first, unit_of, sizes = _units(digests, names)
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(first), bool)
+    if labels.ndim == 2:
+        chosen = _draw_multi_label(labels[first], sizes, fraction, rng)
+    else:
+        for label in np.unique(labels[first]):
+            of_class = rng.permutation(np.flatnonzero(labels[first] == label))
+            chosen[_fill(of_class, sizes, fraction)] = True
+    return chosen[unit_of]
+
+
+def sample(labels: np.ndarray, names: Sequence[str], *, limit: int, seed: Sequence[int]) -> np.ndarray:
+    """The examples that a limit keeps, with the classes in their proportions.
+
+    Guarantees: min(limit, N) examples; each class that is present keeps at least one where the limit has
+    room for all of them (one label an example).
+
+    Args:
+        labels: (N,) integers or (N, C) zeros and ones.
+        names: N names, which order the examples before the seed permutes them.
+        limit: At least 1.
+        seed: Entropy of the draw.
+
+    Returns:
+        Sorted (min(limit, N),) indices.
+    """
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.argsort(np.array(names), kind="stable"))
+    if labels.ndim == 2:
+        chosen = _draw_multi_label(labels[order], np.ones(len(order), int), limit / len(order), rng)
+        # The shares of the labels decide how many are drawn; the limit is exact.
+        ranked = np.concatenate([order[chosen], order[~chosen]])
+        return np.sort(ranked[:limit])
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas = _quotas(counts, limit)
+    kept = [order[labels[order] == c][:quota] for c, quota in zip(classes, quotas, strict=True)]
+    return np.sort(np.concatenate(kept))
+
+
+def _units(digests: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups of identical examples in the order of their smallest names.
+
+    Returns:
+        (U,) index of each unit's first example, (N,) unit of each example, (U,) number of examples.
+    """
+    by_name = np.argsort(np.array(names), kind="stable")
+    _, first, inverse = np.unique(digests[by_name], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), int)
+    rank[np.argsort(first)] = np.arange(len(first))
+    unit_of = np.empty(len(by_name), int)
+    unit_of[by_name] = rank[inverse]
+    return by_name[np.sort(first)], unit_of, np.bincount(unit_of)
+
+
+def _fill(units: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:
+    """Units of one class, in their order, until the fraction is full."""
+    total = int(sizes[units].sum())
+    if len(units) < 2:
+        return []
+    room = wanted = min(max(round(fraction * total), 1), total - 1)
+    taken = []
+    for unit in units:
+        if sizes[unit] <= room:
+            taken.append(int(unit))
+            room -= sizes[unit]
+    return taken if room < wanted else [int(units[np.argmin(sizes[units])])]
+
+
+def _quotas(counts: np.ndarray, limit: int) -> np.ndarray:
+    """Whole shares of the limit in proportion to the counts, by largest remainder."""
+    exact = limit * counts / counts.sum()
+    quotas = np.floor(exact).astype(int)
+    if limit >= len(counts):
+        quotas = np.maximum(quotas, 1)
+    while quotas.sum() > limit:
+        quotas[np.argmax(np.where(quotas > 1, quotas - exact, -np.inf))] -= 1
+    by_need = np.argsort(quotas - exact, kind="stable")
+    quotas[by_need[: limit - quotas.sum()]] += 1
+    return quotas
+
+
+def _draw_multi_label(
+    labels: np.ndarray, sizes: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """(U,) bool, True for the units that go to the drawn side; labels (U, C)."""
+    # Having no label at all is one more label to share out.
+    has = np.concatenate([labels > 0, ~(labels > 0).any(1, keepdims=True)], axis=1)  # (U, C + 1)
+    weighted = has * sizes[:, None]
+    shares = np.array([1.0 - fraction, fraction])
+    wanted = shares[:, None] * weighted.sum(0)  # (2, C + 1): examples of each label that a side still lacks
+    room = shares * sizes.sum()
+    chosen = np.zeros(len(has), bool)
+    waiting = rng.permutation(len(has))
+    while len(waiting):
+        counts = weighted[waiting].sum(0)
+        rarest = int(np.argmin(np.where(counts > 0, counts, np.inf)))
+        holds = has[waiting, rarest]
+        for unit in waiting[holds]:
+            lacks = wanted[:, rarest]
+            side = int(np.argmax(room if np.isclose(*lacks) else lacks))
+            chosen[unit] = side == 1
+            wanted[side] -= weighted[unit]
+            room[side] -= sizes[unit]
+        waiting = waiting[~holds]
+    return chosen

@@ -1,0 +1,299 @@
+"""A TFDS dataset as addressable examples: any record of its TFRecord shards, without reading the others.
+
+The shards' record headers are walked once for (file, offset, length); after that an example is one read
+at a position. Only labels, digests and positions stay in memory. The record format:
+https://www.tensorflow.org/tutorials/load_data/tfrecord (length, its checksum, data, its checksum).
+Gives a `Listing` to sources.py; already-prepared folders need neither builder code nor a connection.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from tfbig.data.listing import Listing, find_split, multi_hot, nearest, quoted
+from tfbig.data.manifest import digest
+from tfbig.data.splits import Split
+from tfbig.errors import DataError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+_SPEC = re.compile(r"(?P<name>\w+)(/(?P<config>[^:/]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+
+
+def read_tfds(spec: str, *, directory: str | None, split_names: Mapping[str, str], offline: bool) -> Listing:
+    """A dataset of images with one class, or a list of classes, each.
+
+    Args:
+        spec: NAME, NAME/CONFIG, either with :VERSION; by default the newest prepared version.
+        directory: TFDS's data_dir; by default TFDS's own.
+        split_names: Role -> split or slices of splits, such as train[:90%].
+        offline: Never download: what is not prepared is an error.
+
+    Returns:
+        Names are SPLIT#RECORD, counted from 0 over the split's shards.
+
+    Raises:
+        DataError: No such folder, dataset, version or split, splits that share records, a file format
+            other than TFRecord, features other than one image and one class or list of classes.
+    """
+    import tensorflow_datasets as tfds
+
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise DataError(f"tfds:{spec} is no dataset name; expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0.")
+    root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = _prepared(spec, match.groupdict(), root, offline=offline)
+    builder = tfds.builder_from_directory(folder) if folder else _download(spec, root)
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise DataError(
+            f"tfds:{spec} is prepared as {builder.info.file_format.value}, which tfbig does not address; prepare "
+            "it with file_format='tfrecord'."
+        )
+    return _Reader(spec, builder).listing(split_names)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Positions of records: (N,) numbers into `files`, byte offsets of the data, and lengths in bytes."""
+
+    files: Sequence[str]
+    file: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+
+    def read(self, index: int) -> bytes:
+        handle = os.open(self.files[self.file[index]], os.O_RDONLY)
+        try:
+            return os.pread(handle, int(self.length[index]), int(self.offset[index]))
+        finally:
+            os.close(handle)
+
+
+class _Reader:
+    """Reads the splits of one prepared dataset; each shard is walked once."""
+
+    def __init__(self, spec: str, builder: tfds.core.DatasetBuilder):
+        self._spec = spec
+        self._splits = builder.info.splits
+        self._image, self._label = _keys(spec, builder.info)
+        label = builder.info.features[self._label]
+        self._multi_label = hasattr(label, "feature")
+        classes = label.feature if self._multi_label else label
+        self._class_names = tuple(classes.names or map(str, range(classes.num_classes)))
+        self._shards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._starts = {
+            str(path): (name, start)
+            for name, info in self._splits.items()
+            for path, start in zip(info.filepaths, np.cumsum([0, *info.shard_lengths]), strict=False)
+        }
+
+    def listing(self, split_names: Mapping[str, str]) -> Listing:
+        splits, digests = {}, {}
+        seen: dict[str, str] = {}
+        for role, wanted in split_names.items():
+            instructions = self._instructions(role, wanted)
+            if instructions is None:
+                continue
+            splits[role], digests[role] = self._split(instructions)
+            if not len(splits[role]):
+                raise DataError(f"tfds:{self._spec} has no examples in {wanted!r}; widen --data.{role}_split.")
+            for name in splits[role].names:
+                if seen.setdefault(name, role) != role:
+                    raise DataError(
+                        f"tfds:{self._spec}: --data.{role}_split {wanted!r} shares record {name} with "
+                        f"{seen[name]}; slice them apart, such as train[:90%] and train[90%:]."
+                    )
+        return Listing(splits, self._class_names, self._multi_label, digests=digests, files=False)
+
+    def _instructions(self, role: str, wanted: str) -> list[tfds.core.utils.shard_utils.FileInstruction] | None:
+        """What to read from each shard, or None where the split is to be drawn from train."""
+        if re.fullmatch(r"\w+", wanted):
+            name = find_split(role, wanted, self._splits, where=f"tfds:{self._spec}")
+            return None if name is None else self._splits[name].file_instructions
+        try:
+            return self._splits[wanted].file_instructions
+        except (ValueError, KeyError, AssertionError) as error:
+            sizes = ", ".join(f"{name} ({info.num_examples})" for name, info in self._splits.items())
+            raise DataError(
+                f"tfds:{self._spec} cannot give --data.{role}_split {wanted!r}; it has {sizes}, and slices such as "
+                "train[:90%]."
+            ) from error
+
+    def _split(
+        self, instructions: Sequence[tfds.core.utils.shard_utils.FileInstruction]
+    ) -> tuple[Split, np.ndarray]:
+        files = [str(instruction.filename) for instruction in instructions]
+        chosen = [slice(i.skip, i.skip + i.take) for i in instructions]
+        positions = [self._walk(i) for i in instructions]
+        records = _Records(
+            files,
+            np.repeat(np.arange(len(files)), [i.take for i in instructions]),
+            np.concatenate([offset[part] for (offset, _), part in zip(positions, chosen, strict=True)]),
+            np.concatenate([length[part] for (_, length), part in zip(positions, chosen, strict=True)]),
+        )
+        names = []
+        for instruction in instructions:
+            split, start = self._starts[str(instruction.filename)]
+            names += [f"{split}#{start + i}" for i in range(instruction.skip, instruction.skip + instruction.take)]
+        labels, digests = self._contents(records)
+        image = self._image
+
+        def payload(index: int) -> bytes:
+            example = tf.train.Example.FromString(records.read(index))
+            return example.features.feature[image].bytes_list.value[0]
+
+        def fetch(index: tf.Tensor) -> tf.Tensor:
+            encoded = tf.numpy_function(payload, [index], tf.string, stateful=False)
+            return tf.ensure_shape(encoded, [])
+
+        return Split(fetch, labels, names, payload), digests
+
+    def _walk(self, instruction: tfds.core.utils.shard_utils.FileInstruction) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and lengths in bytes of a shard's records."""
+        path = str(instruction.filename)
+        if path not in self._shards:
+            try:
+                self._shards[path] = record_positions(path)
+            except (OSError, ValueError) as error:
+                raise DataError(f"tfds:{self._spec} cannot be read: {error}; prepare it again.") from error
+        found = len(self._shards[path][0])
+        if found != instruction.examples_in_shard:
+            raise DataError(
+                f"tfds:{self._spec}: expected {instruction.examples_in_shard} records in {path}, found {found}; "
+                "prepare the dataset again."
+            )
+        return self._shards[path]
+
+    def _contents(self, records: _Records) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and digests of the images, each record read once."""
+        classes, digests = [], []
+        for index in range(len(records.offset)):
+            features = tf.train.Example.FromString(records.read(index)).features.feature
+            classes.append(tuple(features[self._label].int64_list.value))
+            digests.append(digest(features[self._image].bytes_list.value[0]))
+        if any(label < 0 for labels in classes for label in labels):
+            raise DataError(f"tfds:{self._spec} has examples without a label (-1); choose splits that are labelled.")
+        if self._multi_label:
+            return multi_hot(classes, len(self._class_names)), np.array(digests, "S32")
+        return np.array([label for (label,) in classes], np.int32), np.array(digests, "S32")
+
+
+def record_positions(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where the records of a TFRecord file lie.
+
+    Args:
+        path: A TFRecord file, uncompressed.
+
+    Returns:
+        (N,) offsets of the records' data from the file's start, and (N,) lengths, both in bytes.
+
+    Raises:
+        ValueError: The file ends within a record.
+    """
+    offsets: list[int] = []
+    lengths: list[int] = []
+    size = os.path.getsize(path)
+    if not size:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = 0
+        while position < size:
+            end = position + _HEADER_BYTES
+            if end <= size:
+                (length,) = struct.unpack_from("<Q", content, position)
+                end += length + _FOOTER_BYTES
+            if end > size:
+                raise ValueError(f"{path} ends within record {len(offsets)}")
+            offsets.append(position + _HEADER_BYTES)
+            lengths.append(length)
+            position = end
+    return np.array(offsets, np.int64), np.array(lengths, np.int64)
+
+
+def _keys(spec: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
+    """The features that hold the image and its class."""
+    import tensorflow_datasets as tfds
+
+    def is_label(feature: tfds.features.FeatureConnector) -> bool:
+        return isinstance(getattr(feature, "feature", feature), tfds.features.ClassLabel)
+
+    features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image) and f.np_dtype.kind == "u"]
+    labels = [k for k, f in features.items() if is_label(f)]
+    image, label, *_ = [*(info.supervised_keys or ()), None, None]
+    if image in pictures and label in labels:
+        return image, label
+    if len(pictures) != 1 or len(labels) != 1:
+        kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        raise DataError(
+            f"tfds:{spec} has features {kinds or 'of its own kind'}; expected one Image of whole numbers and one "
+            "ClassLabel or Sequence(ClassLabel): choose a classification dataset."
+        )
+    return pictures[0], labels[0]
+
+
+def _prepared(spec: str, parts: Mapping[str, str | None], root: Path, *, offline: bool) -> Path | None:
+    """The folder of the newest prepared version that fits, or None where it may be downloaded."""
+    if not root.is_dir() and offline:
+        raise DataError(f"TFDS folder {root} does not exist; name the folder that holds the datasets with --data.dir.")
+    home = root / str(parts["name"])
+    below = _versions(home / parts["config"] if parts["config"] else home)
+    if not parts["config"] and not below:
+        configs = [child for child in sorted(home.iterdir()) if _versions(child)] if home.is_dir() else []
+        if len(configs) > 1:
+            raise DataError(f"tfds:{spec} has configs {quoted(c.name for c in configs)}; choose one as NAME/CONFIG.")
+        below = _versions(configs[0]) if configs else []
+    fitting = [path for path in below if parts["version"] in (None, path.name)]
+    if fitting:
+        return fitting[-1]
+    if not offline:
+        return None
+    if below:
+        raise DataError(f"tfds:{spec} is not prepared in {root}; versions {quoted(p.name for p in below)} are.")
+    have = sorted(c.name for c in root.iterdir() if c.is_dir() and any(c.glob("**/dataset_info.json")))
+    raise DataError(
+        f"tfds:{spec} is not prepared in {root}, which has {quoted(have)}; set --data.dir to the folder that holds "
+        f"it, or --runtime.offline false to download it.{nearest(str(parts['name']), have)}"
+    )
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Prepared versions in a dataset's or config's folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [c for c in folder.iterdir() if _VERSION.fullmatch(c.name) and (c / "dataset_info.json").is_file()]
+    return sorted(found, key=lambda child: tuple(map(int, child.name.split("."))))
+
+
+def _download(spec: str, root: Path) -> tfds.core.DatasetBuilder:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(spec, data_dir=root)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        raise DataError(
+            f"tfds:{spec} is neither prepared in {root} nor known to TFDS; `tfds.list_builders()` gives the names."
+            f"{nearest(spec, tfds.list_builders())}"
+        ) from error
+    try:
+        builder.download_and_prepare(file_format="tfrecord")
+    except Exception as error:  # a download fails in as many ways as there are protocols
+        reason = str(error).strip().splitlines()[:1]
+        raise DataError(
+            f"tfds:{spec} could not be downloaded ({type(error).__name__}: {''.join(reason)}); check the "
+            "connection, or set --data.dir to a folder where it is prepared."
+        ) from error
+    return builder
