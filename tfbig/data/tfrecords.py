@@ -233,9 +233,9 @@ def _keys(spec: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
     pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image) and f.np_dtype.kind == "u"]
     labels = [k for k, f in features.items() if is_label(f)]
-    image, label, *_ = [*(info.supervised_keys or ()), None, None]
-    if image in pictures and label in labels:
-        return image, label
+    usual: tuple[str, ...] = info.supervised_keys or ()
+    if len(usual) == 2 and usual[0] in pictures and usual[1] in labels:
+        return usual[0], usual[1]
     if len(pictures) != 1 or len(labels) != 1:
         kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
         raise DataError(
