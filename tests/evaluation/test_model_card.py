@@ -1,0 +1,92 @@
+"""The card says what the run's files say, and "not measured" for the rest."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from tfbig.evaluation.metrics import classification_metrics
+from tfbig.evaluation.model_card import write_model_card
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    report = classification_metrics(
+        np.array([0, 1, 1, 0]), np.array([[0.8, 0.2], [0.4, 0.6], [0.9, 0.1], [0.7, 0.3]]), class_names=["猫", "a|b"]
+    )
+    files = {
+        "environment.json": {"python": "3.11.9", "command": ["/somewhere/tfbig/pipelines/image_finetune.py"]},
+        "status.json": {"state": "done", "started": "2026-01-01T00:00:00+00:00"},
+        "evaluation.json": report,
+        "data_manifest.json": {
+            "splits": {"test": {"origin": "given", "examples": 4, "per_class": {"猫": 2, "a|b": 2}}},
+            "duplicates": {"within": {"test": 0}, "across": {"train/test": 7}},
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": "digits"}, "runtime": {"seed": 3}}))
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 20, "seconds": 1.0}\n{"epoch": 2, "step": 40}\n')
+    return tmp_path
+
+
+def card(run_dir):
+    return write_model_card(run_dir).read_text(encoding="utf-8")
+
+
+def test_an_empty_run_measured_nothing(tmp_path):
+    text = card(tmp_path)
+    for claim in ("Accuracy: not measured", "Figures a class: not measured", "trained | not measured"):
+        assert claim in text
+    # No number but the heading's level may stand where nothing was measured.
+    assert not re.search(r"\d\.\d", text)
+    assert "Trained without differential privacy" in text
+
+
+def test_the_card_says_what_the_files_say(run_dir):
+    text = card(run_dir)
+    assert "| Accuracy | 0.750 | " in text
+    assert "| trained | 2 epochs, 40 steps |" in text
+    assert "7 examples of test with the same content as one of train" in text
+    assert "python -m tfbig.pipelines.image_finetune --config config.yaml" in text and "Seed: 3." in text
+    assert "/somewhere" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "claim"),
+    [
+        ("evaluation.json", "Accuracy: not measured"),
+        ("data_manifest.json", "duplicates and unreadable files: not measured"),
+        ("metrics.jsonl", "| trained | not measured |"),
+        ("environment.json", "Command: not stated"),
+        ("config.yaml", "Source: not stated"),
+        ("status.json", "| state of the run | not stated |"),
+    ],
+)
+def test_each_missing_file_is_said_to_be_missing(run_dir, file, claim):
+    assert claim not in card(run_dir)
+    (run_dir / file).unlink()
+    assert claim in card(run_dir)
+
+
+def test_a_private_run_shows_its_budget(run_dir):
+    (run_dir / "dp.json").write_text('{"epsilon": 2.9, "delta": 1e-05}')
+    text = card(run_dir)
+    assert "| epsilon | 2.9 |" in text and "without differential privacy" not in text
+
+
+def test_names_cannot_break_a_table_or_become_html(run_dir):
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    evaluation["per_class"][1]["name"] = "x|y\n<script>`*_[a](b)"
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    text = card(run_dir)
+    row = next(line for line in text.splitlines() if line.startswith("| x"))
+    assert len(re.split(r"(?<!\\)\|", row)) == 8
+    assert not re.search(r"(?<!\\)[<`]script", text) and "猫" in text
+
+
+def test_an_unfinished_run_says_so(run_dir):
+    (run_dir / "status.json").write_text('{"state": "interrupted"}')
+    assert "The run is interrupted" in card(run_dir)
