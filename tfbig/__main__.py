@@ -1,0 +1,180 @@
+"""`python -m tfbig list | doctor | predict`: about the whole package, not one job.
+
+TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfbig import __version__, resources
+from tfbig.errors import TfbigError
+from tfbig.startup import import_tensorflow
+
+_EXAMPLES = """examples:
+  python -m tfbig list
+  python -m tfbig doctor
+  python -m tfbig predict saved_models/photos picture.jpg more_pictures/
+  python -m tfbig predict saved_models/photos/2 *.png --format jsonl
+
+A job is a module: python -m tfbig.pipelines.NAME --help
+"""
+
+# The forms of --model.backbone. The names of some need TensorFlow: `list backbones` shows them.
+_BACKBONE_FORMS = {
+    "tfhub:PATH-OR-URL": "a TF Hub module: a folder, a .tar.gz, an http(s) or a Kaggle handle",
+    "apps:NAME": "a model of keras.applications",
+    "kerashub:PRESET-OR-PATH": "an image backbone of KerasHub (extra: models)",
+    "keras:FILE": "a .keras file",
+    "scratch:NAME": "a small network with fresh weights",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows `python -m tfbig`; by default the process's own.
+
+    Returns:
+        The exit code: 0, or that of the error (see tfbig.errors).
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except TfbigError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from failing on the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show tracebacks and the whole log")
+    parser = argparse.ArgumentParser(
+        prog="python -m tfbig",
+        description="From a pretrained network on a hub to a served model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tfbig {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser(
+        "list", parents=[shared], allow_abbrev=False, help="the jobs, recipes and backbones there are"
+    )
+    listing.add_argument(
+        "what", nargs="?", choices=("pipelines", "recipes", "backbones"),
+        help="only these; backbones names every one, which takes some seconds",
+    )
+    listing.set_defaults(command=_list)
+
+    doctor = commands.add_parser(
+        "doctor", parents=[shared], allow_abbrev=False, help="what this machine has, and what is wrong or missing"
+    )
+    doctor.set_defaults(command=_doctor)
+    _add_predict(commands.add_parser(
+        "predict", parents=[shared], allow_abbrev=False, help="an exported model's answers for files"
+    ))
+    return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="a version's folder, or its parent for the newest")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="a picture, a folder of pictures, a pattern; for a model of numbers or texts a CSV file",
+    )
+    parser.add_argument("--signature", help="the function to call (default: serving_default)")
+    parser.add_argument("--batch_size", type=int, default=32, help="examples at once (default: %(default)s)")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "jsonl"), help="default: table on a terminal, csv otherwise"
+    )
+    parser.set_defaults(command=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import_tensorflow(show_log=options.debug)
+    from tfbig.serving.predict import predict
+
+    predict(
+        options.export,
+        options.files,
+        signature=options.signature,
+        batch_size=options.batch_size,
+        output_format=options.format,
+    )
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from tfbig import doctor
+
+    doctor.examine()
+
+
+def _list(options: argparse.Namespace) -> None:
+    wanted = (options.what,) if options.what else ("pipelines", "recipes", "backbones")
+    if "pipelines" in wanted:
+        _print_names("Pipelines: python -m tfbig.pipelines.NAME", _pipelines())
+    if "recipes" in wanted:
+        recipes = {name: _first_comment(path) for name, path in resources.recipe_paths().items()}
+        _print_names("Recipes: --config NAME", recipes)
+    if "backbones" in wanted:
+        _print_names("Backbones: --model.backbone FORM:NAME", _all_backbones() if options.what else _backbones())
+
+
+def _print_names(title: str, names: dict[str, str]) -> None:
+    print(title)
+    width = max(map(len, names), default=0)
+    for name, text in names.items():
+        print(f"  {name:{width}}  {text}".rstrip())
+    if not names:
+        print("  (none)")
+    print()
+
+
+def _pipelines() -> dict[str, str]:
+    """Module name -> first line of its docstring, of those that can be run, without importing them."""
+    found = {}
+    for path in sorted(Path(__file__).with_name("pipelines").glob("[!_]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        guards = [ast.unparse(statement.test) for statement in module.body if isinstance(statement, ast.If)]
+        if "__name__ == '__main__'" in guards:
+            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
+    return found
+
+
+def _first_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+
+
+def _backbones() -> dict[str, str]:
+    bundled = {f"bundled:{name}": "comes with tfbig" for name in resources.bundled_backbones()}
+    return bundled | _BACKBONE_FORMS
+
+
+def _all_backbones() -> dict[str, str]:
+    import_tensorflow()
+    from tfbig.networks import backbones
+
+    return {f"{kind}:{name}": "" for kind, names in backbones.names().items() for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
