@@ -135,11 +135,18 @@ def _randaugment() -> Callable[[tf.Tensor, _Draws], tf.Tensor]:
         for _ in range(_RANDAUGMENT_ROUNDS):
             picks = tf.random.stateless_uniform(tf.shape(x)[:1], draws.next(), 0, len(operations), tf.int32)  # (B,)
             parts = tf.dynamic_partition(tf.range(tf.shape(x)[0]), picks, len(operations))
-            changed = [op(tf.gather(x, part), draws) for op, part in zip(operations, parts, strict=True)]
+            changed = [_on_part(operation, x, part, draws) for operation, part in zip(operations, parts, strict=True)]
             x = tf.dynamic_stitch(parts, changed)  # (B, H, W, 3)
         return x
 
     return change
+
+
+def _on_part(
+    operation: Callable[[tf.Tensor, _Draws], tf.Tensor], x: tf.Tensor, part: tf.Tensor, draws: _Draws
+) -> tf.Tensor:
+    # One picture more, dropped again: some of Keras's layers fail on none.
+    return operation(tf.gather(x, tf.concat([part, [0]], axis=0)), draws)[:-1]
 
 
 def _mixer(name: str) -> Callable[[tf.Tensor, tf.Tensor, _Draws], tuple[tf.Tensor, tf.Tensor]]:

@@ -20,6 +20,8 @@ from tfbig.data import images
 from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)
+# Traced once a process; eager, one picture would cost a dozen calls.
+_decode = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)])
 _NAMED = 20
 _CHUNK = 64
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
@@ -45,16 +47,15 @@ def digest(content: bytes) -> bytes:
 
 def inspect(split: Split) -> Inspection:
     """Reads, digests and decodes every example, as training will."""
-    check = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)])
 
     def examine(index: int) -> tuple[bytes, str | None]:
         try:
             content = split.payload(index)  # type: ignore[misc]
         except OSError as error:
             return b"", (error.strerror or str(error)).lower()
-        return digest(content), _fault(content, check)
+        return digest(content), _fault(content)
 
-    check(tf.constant(images.png_bytes(np.zeros((1, 1), np.uint8))))  # traced once, before the threads
+    _decode.get_concrete_function()  # traced before the threads ask for it
     chunks = [range(i, min(i + _CHUNK, len(split))) for i in range(0, len(split), _CHUNK)]
     with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
         found = [row for rows in pool.map(lambda chunk: [examine(i) for i in chunk], chunks) for row in rows]
@@ -62,7 +63,7 @@ def inspect(split: Split) -> Inspection:
     return Inspection(digests, {i: fault for i, (_, fault) in enumerate(found) if fault})
 
 
-def _fault(content: bytes, check: tf.types.experimental.GenericFunction) -> str | None:
+def _fault(content: bytes) -> str | None:
     if not content:
         return "it is empty"
     kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), None)
@@ -70,7 +71,7 @@ def _fault(content: bytes, check: tf.types.experimental.GenericFunction) -> str 
         return "it is no JPEG, PNG, GIF or BMP"
     try:
         with tf.device("CPU"):
-            check(tf.constant(content))
+            _decode(tf.constant(content))
     except tf.errors.OpError:
         return f"its {kind} data is cut short, damaged or of a kind that TensorFlow does not decode"
     return None

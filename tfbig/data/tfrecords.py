@@ -107,9 +107,9 @@ class _Reader:
             instructions = self._instructions(role, wanted)
             if instructions is None:
                 continue
-            splits[role], digests[role] = self._split(instructions)
-            if not len(splits[role]):
+            if not sum(instruction.take for instruction in instructions):
                 raise DataError(f"tfds:{self._spec} has no examples in {wanted!r}; widen --data.{role}_split.")
+            splits[role], digests[role] = self._split(instructions)
             for name in splits[role].names:
                 if seen.setdefault(name, role) != role:
                     raise DataError(

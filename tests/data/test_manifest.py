@@ -1,0 +1,57 @@
+"""The manifest: what JSON can hold, with counts that add up, and faults that training's decoder finds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tfbig.data import images
+from tfbig.data.files import file_split
+from tfbig.data.manifest import digest, inspect, manifest
+from tfbig.data.splits import Splits
+
+
+def test_a_manifest_survives_json_and_adds_up(load: Callable[..., Splits]) -> None:
+    splits = load("digits", limit=100)
+    found = json.loads(json.dumps(dict(splits.manifest)))
+    assert found == splits.manifest
+    assert found["source"] == "digits" and found["seed"] == 0 and found["limit"] == 100
+    assert found["fractions"] == {"test": 0.2, "validation": 0.1}
+    for facts in found["splits"].values():
+        assert facts["examples"] == sum(facts["per_class"].values()) == 100
+    assert {role: facts["origin"] for role, facts in found["splits"].items()} == {
+        "train": "given", "validation": "drawn from train", "test": "drawn from train"
+    }
+
+
+def test_at_most_twenty_pairs_are_named(tmp_path: Path) -> None:
+    parts = {}
+    for role in ("train", "test"):
+        paths = [tmp_path / role / f"{i}.png" for i in range(30)]
+        (tmp_path / role).mkdir()
+        for i, path in enumerate(paths):
+            path.write_bytes(images.png_bytes(np.full((2, 2), i, np.uint8)))
+        parts[role] = file_split(paths, np.zeros(30, np.int32), [path.name for path in paths])
+    digests = {role: inspect(part).digests for role, part in parts.items()}
+    found = manifest(
+        parts,
+        digests,
+        class_names=["a"],
+        origins=dict.fromkeys(parts, "given"),
+        settings={},
+        unreadable={},
+        ignored=[],
+    )
+    assert found["duplicates"]["across"] == {"train/test": 30}
+    assert len(found["duplicates"]["names_across"]) == 20
+
+
+def test_inspection_reads_every_file_once_in_order(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.bin" for i in range(200)]
+    for i, path in enumerate(paths):
+        path.write_bytes(images.png_bytes(np.full((2, 3), i, np.uint8)) if i % 50 else b"\xff\xd8\xff broken")
+    found = inspect(file_split(paths, np.zeros(200, np.int32), [path.name for path in paths]))
+    assert found.digests.tolist() == [digest(path.read_bytes()) for path in paths]
+    assert sorted(found.faults) == [0, 50, 100, 150]
+    assert all("JPEG" in reason for reason in found.faults.values())
