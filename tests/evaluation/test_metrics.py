@@ -218,3 +218,38 @@ def test_ten_thousand_examples_take_seconds():
     start = time.perf_counter()
     judged(*case, num_bootstrap=1000)
     assert time.perf_counter() - start < 10
+
+
+def test_equal_scores_count_half_in_the_auroc():
+    labels, probabilities = random_case(300, 2)
+    probabilities = np.round(probabilities, 1)
+    expected = reference.roc_auc_score(labels, probabilities[:, 1])
+    assert values(judged(labels, probabilities))["auroc"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_few_negatives_make_the_auroc_uncertain():
+    _, probabilities = random_case(400, 2, seed=3, signal=0.0)
+    labels = (np.arange(400) >= 8).astype(int)
+    random = np.random.default_rng(6)
+    drawn = [random.integers(400, size=400) for _ in range(400)]
+    plain = [reference.roc_auc_score(labels[i], probabilities[i, 1]) for i in drawn if labels[i].min() == 0]
+    low, high = np.percentile(plain, [2.5, 97.5])
+    auroc = judged(labels, probabilities, num_bootstrap=1000)["metrics"]["auroc"]
+    assert auroc["high"] - auroc["low"] == pytest.approx(high - low, rel=0.2)
+
+
+def test_each_calibration_bin_holds_its_own_confidences():
+    bins = judged(*random_case(2000, 3))["calibration"]
+    assert len(bins) == 15 and sum(row["count"] for row in bins) == 2000
+    for row in bins:
+        assert row["count"] == 0 or row["low"] <= row["confidence"] <= row["high"]
+
+
+def test_the_interval_of_a_calibration_error_is_not_inflated():
+    # Of a calibrated classifier, a plain percentile interval would begin at the value or above it.
+    random = np.random.default_rng(1)
+    top = 0.5 + 0.5 * random.random(500)
+    labels = (random.random(500) > top).astype(int)
+    error = judged(labels, np.stack([top, 1 - top], axis=1))["metrics"]["expected_calibration_error"]
+    below, above = error["value"] - error["low"], error["high"] - error["value"]
+    assert 0.4 < below / above < 2.5

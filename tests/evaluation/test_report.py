@@ -134,7 +134,7 @@ def test_multi_label_data_and_an_empty_run_make_a_page(tmp_path):
     html = written(tmp_path, evaluation_of(labels, np.full((2, 3), 0.2), ["a", "b", "c"]), history=[])
     assert "Confusion matrix" not in html and "Learning curves" not in html
     text = "".join(Elements(html).words)
-    assert "Exact match" in text and "a|c" in text and "no class" in text
+    assert "Exact match" in text and "a, c" in text and "no class" in text
 
 
 def test_what_is_undefined_says_why(tmp_path):

@@ -167,9 +167,9 @@ def write_predictions(path: Path, evaluation: Evaluation, class_names: Sequence[
     RunDirectory(path.parent).write_text(path.name, encodable(text.getvalue()))
 
 
-def joined(chosen: np.ndarray, class_names: Sequence[str]) -> str:
-    """The names of the classes that are chosen, (C,) booleans, joined by `|`."""
-    return "|".join(str(name) for name, taken in zip(class_names, chosen, strict=True) if taken)
+def joined(chosen: np.ndarray, class_names: Sequence[str], *, between: str = "|") -> str:
+    """The names of the classes that are chosen, (C,) booleans, in one text."""
+    return between.join(str(name) for name, taken in zip(class_names, chosen, strict=True) if taken)
 
 
 def encodable(text: str) -> str:

@@ -34,7 +34,7 @@ section, .card { background: var(--card); border: 1px solid var(--rule); border-
 section { padding: 20px 22px; margin-top: 16px; } section .soft { font-size: 13.5px; max-width: 80ch; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; }
 .card { padding: 13px; } .card .title { color: var(--soft); font-size: 12.5px; white-space: nowrap; }
-.card .value { font-size: 27px; font-weight: 650; letter-spacing: -.02em; line-height: 1.3; }
+.card .value { font-size: 25px; white-space: nowrap; font-weight: 650; letter-spacing: -.02em; line-height: 1.3; }
 .card .range { color: var(--soft); font-size: 12.5px; } .value, .range, td.n { font-variant-numeric: tabular-nums; }
 .interval { display: block; width: 100%; height: 6px; margin: 6px 0 7px; } .track { fill: var(--track); }
 .level { fill: var(--accent); fill-opacity: .35; } .span { fill: var(--accent); }
@@ -153,8 +153,8 @@ def thumbnail(fetch: Callable[[int], bytes], index: int) -> str:
     try:
         with Image.open(io.BytesIO(fetch(index))) as stored:
             picture = _eight_bits(stored)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"cannot be shown: {escape(type(error).__name__)}"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "this file cannot be shown"
     small = max(picture.size) < THUMBNAIL_PIXELS
     picture.thumbnail((2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
     encoded = io.BytesIO()

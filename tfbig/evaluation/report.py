@@ -198,23 +198,28 @@ def _worst(evaluation: Evaluation, pictures: Callable[[int], bytes] | None) -> s
         f"The {len(worst)} examples with the highest loss. {num_wrong:,} of {len(losses):,} test examples are wrong; "
         "predictions.csv has them all."
     )
+    title = "Worst mistakes" if num_wrong else "Hardest examples"
     cells = []
     for i in worst:
-        said = escape(joined(decisions[i], names) or "no class")
+        said = escape(_classes(decisions[i], names))
         verdict = f'<span class="{"right" if (targets[i] == decisions[i]).all() else "wrong"}">{said}</span>'
-        cells.append((i, escape(joined(targets[i], names) or "no class"), verdict, evaluation.probabilities[i].max()))
+        cells.append((i, escape(_classes(targets[i], names)), verdict, evaluation.probabilities[i].max()))
     if pictures is None:
         rows = [
             [escape(str(evaluation.names[i])), true, said, f"{p:.3f}", f"{losses[i]:.3f}"] for i, true, said, p in cells
         ]
         head = ["Example", "True", "Predicted", "Probability", "Loss"]
-        return section("Worst mistakes", table(head, rows, numeric=(3, 4)), note=note)
+        return section(title, table(head, rows, numeric=(3, 4)), note=note)
     cards = "".join(
         f'<figure><div class="picture">{thumbnail(pictures, i)}</div><figcaption><div>{said} {100 * p:.1f} %</div>'
         f'<div>true {true}</div><div class="file">{escape(str(evaluation.names[i]))}</div></figcaption></figure>'
         for i, true, said, p in cells
     )
-    return section("Worst mistakes", f'<div class="gallery">{cards}</div>', note=note)
+    return section(title, f'<div class="gallery">{cards}</div>', note=note)
+
+
+def _classes(chosen: np.ndarray, names: Sequence[str]) -> str:
+    return joined(chosen, names, between=", ") or "no class"
 
 
 def _calibration(report: Mapping[str, object]) -> str:
