@@ -123,12 +123,19 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.message
         raise EnvironmentFault(
             f"The export needs a folder that can be written with room for the model, but in {directory} the system "
-            f"answered: {str(reason).splitlines()[0]}; nothing was exported. Free the space or change the "
+            f"answered: {_reason(error)}; nothing was exported. Free the space or change the "
             f"permissions, or choose another folder with --export.dir."
         ) from error
+
+
+def _reason(error: OSError | tf.errors.OpError) -> str:
+    """The system's words; TensorFlow puts its operation and the path of a temporary file around them."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first_line = error.message.partition("\n")[0]
+    return first_line.split(" [Op:")[0].rpartition("; ")[2]
 
 
 def _make(directory: Path) -> list[Path]:
