@@ -226,6 +226,22 @@ def test_a_preset_that_is_not_here_is_a_fault_offline(tmp_path: Path, monkeypatc
             load(f"kerashub:{preset}", offline=True)
 
 
+def test_a_preset_is_found_in_kagglehubs_cache(
+    pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keras_hub = pytest.importorskip("keras_hub")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    body = keras_hub.models.ViTBackbone(
+        image_shape=(32, 32, 3), patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16
+    )
+    variation = tmp_path / "models" / "owner" / "vit" / "keras" / "small"
+    body.save_to_preset(variation / "2")
+    (variation / ".complete" / "2").mkdir(parents=True)
+    (variation / ".complete" / "2" / "config.json.complete").touch()
+    backbone = load("kerashub:kaggle://owner/vit/keras/small", offline=True)
+    np.testing.assert_allclose(backbone.network(pictures), body(255.0 * pictures)[:, 0], atol=1e-4)
+
+
 # Names
 
 

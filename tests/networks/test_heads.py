@@ -82,3 +82,13 @@ def test_logits_are_float32_in_mixed_precision(images: np.ndarray) -> None:
         keras.mixed_precision.set_dtype_policy("float32")
     assert network(images).dtype == "float32" and embedding(network)(images).dtype == "float32"
     assert network.get_layer("hidden").compute_dtype == "bfloat16"
+
+
+def test_a_module_sees_images_in_full_precision(tf_keras_module: Path, images: np.ndarray) -> None:
+    expected = _module_backbone(tf_keras_module).network(images)
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = classifier(_module_backbone(tf_keras_module), 3, inference_mode=True)
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    np.testing.assert_array_equal(embedding(network)(images), expected)

@@ -154,6 +154,25 @@ def test_an_unknown_signature_names_those_there_are(keras3_export: Path) -> None
         HubLayer(keras3_export, signature="nothing")
 
 
+class _Powers(tf.Module):
+    """A module with an argument of its own, traced for two values."""
+
+    @tf.function
+    def __call__(self, x: tf.Tensor, exponent: int = 1) -> tf.Tensor:
+        return tf.reduce_mean(x**exponent, (1, 2))
+
+
+def test_arguments_reach_the_module_and_survive_a_keras_file(images: np.ndarray, tmp_path: Path) -> None:
+    module = _Powers()
+    for exponent in (1, 2):
+        module.__call__.get_concrete_function(tf.TensorSpec((None, 8, 8, 3)), exponent=exponent)
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    network = _network(HubLayer(tmp_path / "module", arguments={"exponent": 2}))
+    np.testing.assert_allclose(network(images), (images**2).mean((1, 2)), rtol=1e-5)
+    network.save(tmp_path / "network.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "network.keras")(images), network(images))
+
+
 def test_words_and_their_vocabulary_survive_an_export(text_module: Path, tmp_path: Path) -> None:
     original = shutil.copytree(text_module, tmp_path / "original")
     words = tf.constant(["blue", "red", "never seen"])
@@ -170,6 +189,7 @@ def test_words_and_their_vocabulary_survive_an_export(text_module: Path, tmp_pat
 _TWO_REPLICAS = """
 import sys
 import keras, numpy as np, tensorflow as tf
+from tfbig.networks.heads import InferenceModel
 from tfbig.networks.hub import HubLayer
 
 tf.config.set_logical_device_configuration(
@@ -181,8 +201,7 @@ images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
 def trained(path, strategy):
     with strategy.scope():
         inputs = keras.Input((8, 8, 3))
-        layer = HubLayer(path, trainable=True)
-        network = keras.Model(inputs, layer(inputs, training=False))
+        network = InferenceModel(inputs, HubLayer(path, trainable=True)(inputs))
         network.compile(keras.optimizers.SGD(0.1), "mse")
     before = network.predict(images, verbose=0)
     network.fit(images, np.ones((8, 4), np.float32), batch_size=4, epochs=2, shuffle=False, verbose=0)
@@ -191,18 +210,17 @@ def trained(path, strategy):
     return after
 
 
-one = trained(sys.argv[1], tf.distribute.get_strategy())
-two = trained(sys.argv[1], tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-np.testing.assert_allclose(two, one, atol=1e-5)
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+for path in sys.argv[1:]:
+    np.testing.assert_allclose(trained(path, mirrored), trained(path, tf.distribute.get_strategy()), atol=1e-5)
 """
 
 
-@pytest.mark.parametrize("form", ["keras3", "plain"])
-def test_two_replicas_equal_one(form: str, keras3_export: Path, plain_modules: dict[str, Path]) -> None:
-    # Modules without batch statistics, which depend on how a batch is divided. A process each,
+def test_two_replicas_equal_one(tf_keras_module: Path, keras3_export: Path, plain_modules: dict[str, Path]) -> None:
+    # In inference mode, because batch statistics depend on how a batch is divided. Its own process,
     # because TensorFlow divides the CPU in two only before its first use.
-    path = {"keras3": keras3_export, "plain": plain_modules["tensor"]}[form]
-    done = subprocess.run([sys.executable, "-c", _TWO_REPLICAS, str(path)], capture_output=True, text=True)
+    modules = [str(tf_keras_module), str(keras3_export), str(plain_modules["tensor"])]
+    done = subprocess.run([sys.executable, "-c", _TWO_REPLICAS, *modules], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

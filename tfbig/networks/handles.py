@@ -186,11 +186,12 @@ def _from_kaggle(model: str, *, offline: bool) -> Path:
         ) from error
 
 
-def cached_from_kaggle(model: str) -> Path:
+def cached_from_kaggle(model: str, *, file: str | None = None) -> Path:
     """The folder of a Kaggle model that kagglehub has fetched before.
 
     Args:
         model: owner/model/framework/variation, for the newest version there is, or .../version.
+        file: A file that was fetched on its own, as KerasHub does; by default the model was fetched as a whole.
 
     Raises:
         EnvironmentFault: It is not in kagglehub's cache.
@@ -198,8 +199,10 @@ def cached_from_kaggle(model: str) -> Path:
     cache = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub") / "models"
     parts = model.split("/")
     variation = cache.joinpath(*parts[:4])
-    # kagglehub marks a finished download with VERSION.complete beside the folder.
-    versions = sorted(int(mark.stem) for mark in variation.glob("*.complete") if mark.stem.isdecimal())
+    # kagglehub marks what it has fetched in full: VERSION.complete, or .complete/VERSION/FILE.complete.
+    marks = variation.glob(f".complete/*/{file}.complete") if file else variation.glob("*.complete")
+    fetched = (mark.parent.name if file else mark.stem for mark in marks)
+    versions = sorted(int(version) for version in fetched if version.isdecimal())
     wanted = [v for v in versions if len(parts) == 4 or v == int(parts[4])]
     if not wanted:
         raise EnvironmentFault(

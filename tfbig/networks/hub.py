@@ -37,8 +37,8 @@ _FALLBACK_SIGNATURES = ("serve", "default", "serving_default")
 class HubLayer(keras.layers.Layer):
     """A loaded SavedModel: one tensor (B, ...) -> one tensor.
 
-    Moving averages are updated, and regularisation losses added, only where the layer is trainable and
-    called with training=True, and the module takes a `training` argument.
+    While the layer is trainable the module's regularisation losses are added, and where it is also called
+    with training=True, and the module takes a `training` argument, its moving averages are updated.
 
     Args:
         path: Folder of the SavedModel, as `resolve` returns it. A `.keras` file holds the weights and
@@ -89,7 +89,7 @@ class HubLayer(keras.layers.Layer):
     def image_size(self) -> int | None:
         """Height and width in pixels that the module takes; None where any will do."""
         spec = self.module_input
-        if not isinstance(spec, tf.TensorSpec) or spec.shape.rank != 4 or spec.dtype == tf.string:
+        if not isinstance(spec, tf.TensorSpec) or spec.shape.rank != 4 or spec.shape[3] not in (3, None):
             raise EnvironmentFault(f"{self.module_path} must take images (B, H, W, 3), it takes {spec}.")
         height, width = spec.shape[1:3]
         if height != width:
@@ -143,7 +143,7 @@ class HubLayer(keras.layers.Layer):
 
 def _load(path: str, *, trust: bool) -> tf.Module:
     if not (Path(path) / "saved_model.pb").is_file():
-        raise EnvironmentFault(f"There is no SavedModel at {path}; put the module back there or give its new path.")
+        raise EnvironmentFault(f"There is no SavedModel at {path}; put the module there.")
     unsafe = [] if trust else unsafe_operations(path)
     if unsafe:
         raise EnvironmentFault(
@@ -229,10 +229,12 @@ def _variables(module: tf.Module, functions: Sequence[ConcreteFunction]) -> list
     A plain tf.Module lists none after loading, so they are collected from its functions.
     """
     listed = list(getattr(module, "variables", None) or ())
-    trained = {id(variable) for variable in getattr(module, "trainable_variables", None) or ()}
     if not listed:
         listed = [variable for function in functions for variable in function.variables]
-        trained = {id(variable) for variable in listed if variable.trainable}
+    trainable = getattr(module, "trainable_variables", None)
+    if trainable is None:
+        trainable = [variable for variable in listed if variable.trainable]
+    trained = {id(variable) for variable in trainable}
     unique = {id(variable): (variable, id(variable) in trained) for variable in listed}
     return sorted(unique.values(), key=lambda pair: not pair[1])
 

@@ -88,7 +88,7 @@ def _on_disk(keras_hub: ModuleType, preset: str) -> str:
     built_in = keras_hub.models.Backbone.presets
     handle = built_in[preset]["kaggle_handle"] if preset in built_in else preset
     if handle.startswith("kaggle://"):
-        return str(handles.cached_from_kaggle(handle.removeprefix("kaggle://")))
+        return str(handles.cached_from_kaggle(handle.removeprefix("kaggle://"), file="config.json"))
     raise EnvironmentFault(
         f"kerashub:{preset} is not a folder, and --runtime.offline forbids to fetch it; give a folder "
         "written by save_to_preset."
