@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import signal
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from tfbig.config import RunConfig, flatten
 from tfbig.errors import Interrupted, TfbigError, UsageError
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.recipes import read_recipe
+from tfbig.startup import import_tensorflow
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.task import Task
@@ -71,8 +71,10 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
         task: The job.
         config: Everything about it, free of conflicts.
     """
-    _quiet_tensorflow()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    import_tensorflow()
     if config.dry_run:
         return _dry_run(task, config)
     path = Path(config.run_dir or f"runs/{_run_name(task, config)}")
@@ -242,12 +244,6 @@ def _dotted_config(task: Task, config: RunConfig) -> dict[str, object]:
     tree = yaml.safe_load(to_yaml(task, config))
     tree.pop("job")
     return dotted(tree)
-
-
-def _quiet_tensorflow() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("tfbig").setLevel(logging.INFO)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

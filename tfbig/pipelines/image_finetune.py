@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from tfbig.config import RunConfig
-from tfbig.pipelines._main import main
-from tfbig.training.task import Task
+from tfbig.pipelines.job import Task, main
 
 if TYPE_CHECKING:
     import keras

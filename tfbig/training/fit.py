@@ -156,6 +156,7 @@ def _train(
                 epochs=ledger.epoch + 1 if ledger.step else config.train.epochs,
                 validation_data=validation,
                 callbacks=chain,
+                shuffle=False,
                 verbose=0,
             )
 

@@ -1,0 +1,61 @@
+"""The run directory: one holder, whole files, nothing of anyone else's touched."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfbig.errors import EnvironmentFault, UsageError
+from tfbig.training.run_directory import open_run
+
+_HOLD = (
+    "import sys, time; from pathlib import Path; from tfbig.training.run_directory import open_run\n"
+    "with open_run(Path(sys.argv[1])):\n"
+    "    print('held', flush=True); time.sleep(60)\n"
+)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="Another run"), open_run(path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with open_run(path) as run:
+        run.write_json("status.json", {"state": "running"})
+
+
+def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), open_run(tmp_path / "runs" / "one"):
+        raise RuntimeError
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="thesis.txt"), open_run(tmp_path):
+        pass
+    with pytest.raises(UsageError, match="is a file"), open_run(tmp_path / "thesis.txt"):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match="cannot be written"), open_run(tmp_path / "file" / "run"):
+        pass
+
+
+def test_clear_keeps_the_lock(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run") as run:
+        run.write_text("config.yaml", "a: 1")
+        run.checkpoints.mkdir()
+        run.clear()
+        assert [entry.name for entry in run.path.iterdir()] == [".lock"]
+        with pytest.raises(UsageError), open_run(run.path):
+            pass
