@@ -1,8 +1,9 @@
 """Laws of the bundled backbone: what it is, how it was drawn, and that its pretraining is worth something."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,21 +17,24 @@ from sklearn.datasets import load_digits
 from tfbig.networks import scratch
 from tfbig.resources import bundled_backbones
 
-TOOL = Path(__file__).parents[1] / "tools" / "make_glyph_backbone.py"
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_glyph_backbone", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def tool() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        yield importlib.import_module("make_glyph_backbone")
 
 
 @pytest.fixture(scope="module")
-def glyphs(tool):
-    return tool.render([font for font in tool.bundled_fonts() if font.name == "cmtt10.ttf"])
+def drawn(tool) -> ModuleType:
+    return importlib.import_module("drawn_glyphs")
+
+
+@pytest.fixture(scope="module")
+def glyphs(drawn):
+    return drawn.render([font for font in drawn.bundled_fonts() if font.name == "cmtt10.ttf"])
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +96,9 @@ def test_its_untuned_features_separate_digits_it_never_saw(module, digits):
     assert nearest_mean_accuracy(pretrained, digits[1], 5) > nearest_mean_accuracy(untrained, digits[1], 5) + 0.1
 
 
-def test_thinning_keeps_the_pieces_and_leaves_thin_strokes(tool, glyphs):
+def test_thinning_keeps_the_pieces_and_leaves_thin_strokes(drawn, glyphs):
     ink = glyphs.outline < 0
-    thin = tool.thinned(ink)
+    thin = drawn.thinned(ink)
     eight = np.ones((3, 3))
     assert [ndimage.label(g, eight)[1] for g in ink] == [ndimage.label(g, eight)[1] for g in thin]
     assert not (thin & ~ink).any()
@@ -102,25 +106,25 @@ def test_thinning_keeps_the_pieces_and_leaves_thin_strokes(tool, glyphs):
     assert full_squares.sum() < 0.01 * thin.sum()
 
 
-def test_a_scan_keeps_the_mean_ink(tool):
+def test_a_scan_keeps_the_mean_ink(drawn):
     pages = np.random.default_rng(0).random((3, 32, 32), np.float32)
     for pixels in (8, 11, 16):
-        np.testing.assert_allclose(tool.box_average(pages, pixels).mean((1, 2)), pages.mean((1, 2)), atol=1e-5)
+        np.testing.assert_allclose(drawn.box_average(pages, pixels).mean((1, 2)), pages.mean((1, 2)), atol=1e-5)
 
 
-def test_a_bent_character_stays_whole_on_its_page(tool, glyphs):
+def test_a_bent_character_stays_whole_on_its_page(drawn, glyphs):
     rng = np.random.default_rng(0)
     chosen = rng.integers(0, len(glyphs.labels), 64)
-    field, pen, bend = glyphs.skeleton[chosen], np.full(64, 2.5, np.float32), tool.bends(64, rng)
-    low, high = tool.ink_box(field, pen, bend)
-    inside = (tool.sampled(field, bend(tool.grid(low, high, 64))) < 2.5).mean(1) * (high - low).prod(1)
-    wider = tool.sampled(field, bend(tool.grid(low - 10, high + 10, 128))) < 2.5
+    field, pen, bend = glyphs.skeleton[chosen], np.full(64, 2.5, np.float32), drawn.bends(64, rng)
+    low, high = drawn.ink_box(field, pen, bend)
+    inside = (drawn.sampled(field, bend(drawn.grid(low, high, 64))) < 2.5).mean(1) * (high - low).prod(1)
+    wider = drawn.sampled(field, bend(drawn.grid(low - 10, high + 10, 128))) < 2.5
     everything = wider.mean(1) * (high - low + 20).prod(1)
     np.testing.assert_allclose(inside, everything, rtol=0.15)
 
 
-def test_drawings_repeat_with_their_seed_and_differ_without(tool, glyphs):
-    (images, labels), (again, _), (other, _) = (next(tool.batches(glyphs, 32, seed)) for seed in (1, 1, 2))
+def test_drawings_repeat_with_their_seed_and_differ_without(drawn, glyphs):
+    (images, labels), (again, _), (other, _) = (next(drawn.batches(glyphs, 32, seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(images, again)
     assert images.shape == (32, 16, 16, 3) and images.dtype == np.float32 and labels.max() < len(glyphs.classes)
     assert images.min() >= 0 and images.max() <= 1 and not np.array_equal(images, other)
@@ -132,8 +136,8 @@ def test_drawings_repeat_with_their_seed_and_differ_without(tool, glyphs):
      ("\N{GREEK CAPITAL LETTER ALPHA}", "A"), ("\N{LATIN SMALL LETTER E WITH ACUTE}", None),
      ("\N{CIRCLED LATIN SMALL LETTER I}", None), ("\N{LATIN SMALL LIGATURE FI}", None), (" ", None)],
 )
-def test_styles_of_a_character_share_its_class(tool, character, name):
-    assert tool.class_of(character, "STIXGeneral.ttf") == name
+def test_styles_of_a_character_share_its_class(drawn, character, name):
+    assert drawn.class_of(character, "STIXGeneral.ttf") == name
 
 
 def test_an_export_equals_the_network_in_a_process_without_keras_or_tfbig(tool, tmp_path):
