@@ -210,7 +210,8 @@ def _choose_output(outputs: object, wanted: str | None, path: str) -> str | None
         if not isinstance(outputs, tf.TensorSpec | tf.Tensor):
             raise EnvironmentFault(f"{path} must give a tensor or a dict of tensors, it gives {outputs}.")
         return None
-    keys = ", ".join(outputs)
+    # Sorted, because a loaded module lists them in no fixed order.
+    keys = ", ".join(sorted(outputs))
     if wanted is not None:
         if wanted not in outputs:
             raise UsageError(f"model.output must be one of {keys} for {path}, got {wanted!r}.")
