@@ -14,8 +14,8 @@ def answers(probabilities: list[list[float]], labels: list[bytes] | None = None)
 
 def test_rounding_is_equal_and_more_is_not() -> None:
     expected = answers([[0.9, 0.1], [0.2, 0.8]])
-    near = answers([[0.9 - TOLERANCE / 2, 0.1], [0.2, 0.8]])
-    far = answers([[0.9, 0.1], [0.2, 0.8 + 2 * TOLERANCE]])
+    near = answers([[0.89992, 0.1], [0.2, 0.8]])
+    far = answers([[0.9, 0.1], [0.2, 0.80012]])
     assert differences(expected, near) == []
     [found] = differences(expected, far)
     assert "probabilities" in found and "sample 1" in found

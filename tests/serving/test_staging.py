@@ -45,7 +45,26 @@ def test_two_exports_at_once_get_different_versions(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_a_name_taken_in_between_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_export_that_is_overtaken_takes_the_next_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one publishes just after this one has looked which versions there are."""
+
+    def overtaken(directory: Path) -> list[int]:
+        seen = versions(directory)
+        if not seen:
+            (directory / "1").mkdir()
+            fill(directory / "1", "the other's")
+        return seen
+
+    with staging(tmp_path) as place:
+        fill(place.folder, "mine")
+        monkeypatch.setattr("tfbig.serving.staging.versions", overtaken)
+        assert place.publish() == tmp_path / "2"
+    assert (tmp_path / "1" / "saved_model.pb").read_text() == "the other's"
+
+
+def test_a_file_named_like_a_version_is_not_overwritten(tmp_path: Path) -> None:
     """The server's folder is not ours alone: a file may have the next number."""
     (tmp_path / "1").write_text("someone's")
     with staging(tmp_path) as place:
