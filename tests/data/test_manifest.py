@@ -47,6 +47,25 @@ def test_at_most_twenty_pairs_are_named(tmp_path: Path) -> None:
     assert len(found["duplicates"]["names_across"]) == 20
 
 
+def test_the_fingerprint_knows_names_contents_labels_and_splits() -> None:
+    def fingerprint(role: str, name: str, content: bytes, label: int) -> object:
+        part = file_split([Path("a"), Path("b")], np.array([label, 1], np.int32), [name, "b"])
+        return manifest(
+            {role: part},
+            {role: np.array([content, digest(b"b")])},
+            class_names=["x", "y"],
+            origins={role: "given"},
+            settings={},
+            unreadable={},
+            ignored=[],
+        )["fingerprint"]
+
+    first = fingerprint("train", "a", digest(b"a"), 0)
+    assert first == fingerprint("train", "a", digest(b"a"), 0)
+    others = [("test", "a", b"a", 0), ("train", "c", b"a", 0), ("train", "a", b"c", 0), ("train", "a", b"a", 1)]
+    assert first not in [fingerprint(role, name, digest(content), label) for role, name, content, label in others]
+
+
 def test_inspection_reads_every_file_once_in_order(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.bin" for i in range(200)]
     for i, path in enumerate(paths):

@@ -90,18 +90,6 @@ def test_neither_place_nor_order_of_files_matters(
     assert all(len(names) <= 5 for names in _names(first).values())
 
 
-def test_the_fingerprint_knows_names_contents_and_labels(
-    load: Load, class_folder: ClassFolder, picture: Picture
-) -> None:
-    root = class_folder({"a": 8, "b": 8})
-    prints = [load(f"folder:{root}").manifest["fingerprint"]]
-    picture(root / "a" / "000.png", 9999)
-    prints.append(load(f"folder:{root}").manifest["fingerprint"])
-    (root / "b" / "000.png").rename(root / "b" / "100.png")
-    prints.append(load(f"folder:{root}").manifest["fingerprint"])
-    assert len(set(prints)) == 3
-
-
 @pytest.mark.parametrize("train, validation, test", [("train", "val", "test"), ("Training", "dev", "testing")])
 def test_given_split_folders_are_used(
     load: Load, class_folder: ClassFolder, train: str, validation: str, test: str

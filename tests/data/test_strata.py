@@ -44,6 +44,14 @@ def test_one_huge_group_of_equal_contents_does_not_empty_a_class() -> None:
     assert leaves[:9].sum() == 0 and leaves[9:].sum() in (1, 2)
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_a_small_class_gives_one_and_keeps_one(fraction: float) -> None:
+    labels = np.array([0, 0, 0, 1, 1], np.int32)
+    digests = np.array([b"a", b"b", b"c", b"d", b"e"])
+    leaves = strata.draw(labels, digests, list("vwxyz"), fraction=fraction, seed=(0,))
+    assert {bool(x) for x in leaves[:3]} == {bool(x) for x in leaves[3:]} == {False, True}
+
+
 def test_a_class_with_one_content_stays() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2], np.int32)
     digests = np.array([b"a", b"b", b"c", b"d", b"d", b"e"])

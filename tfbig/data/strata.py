@@ -100,7 +100,7 @@ def _fill(units: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:
     total = int(sizes[units].sum())
     if len(units) < 2:
         return []
-    room = wanted = min(max(round(fraction * total), 1), total - 1)
+    room = wanted = min(round(fraction * total), total - 1)
     taken = []
     for unit in units:
         if sizes[unit] <= room:
