@@ -93,14 +93,14 @@ def split_frozen(network: keras.Model) -> tuple[keras.Model | None, keras.Model]
     """Cuts a network whose backbone is frozen, so that its features can be computed once.
 
     Args:
-        network: As `heads.classifier` builds it.
+        network: As `heads.classifier` builds it; any other network is left whole.
 
     Returns:
         (trunk, rest): trunk takes images to features (B, D), rest features to logits (B, C), sharing the
         head's layers; (None, network) where the backbone trains, or draws random numbers while training.
     """
-    backbone = network.get_layer("backbone")
-    if backbone.trainable_variables or not _is_deterministic(backbone):
+    backbone = next((layer for layer in network.layers if layer.name == "backbone"), None)
+    if backbone is None or backbone.trainable_variables or not _is_deterministic(backbone):
         return None, network
     trunk = embedding(network)
     return trunk, keras.Model(trunk.outputs[0], network.outputs[0], name="head")

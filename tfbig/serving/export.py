@@ -75,14 +75,15 @@ def export(
     feeds = _feeds(signatures, samples)
     functions = {name: _traced(signature) for name, signature in signatures.items()}
     expected = {name: _results(signatures[name], functions[name], feed) for name, feed in feeds.items()}
-    with staging(directory) as place:
+    # Absolute, since the gate's process runs in another folder.
+    with staging(directory.absolute()) as place:
         with writing(directory):
             files = _asset_files(place.scratch / "assets", assets or {})
             tf.saved_model.save(_root(network, signatures, functions, files), str(place.folder), functions)
             _check_names(place.folder / "assets", assets or {})
             request = gate.prepare(place.scratch, place.folder, feeds, expected)
         gate.check(request)
-        return place.publish()
+        return directory / place.publish().name
 
 
 def class_assets(spec: DataSpec) -> dict[str, bytes]:

@@ -48,7 +48,7 @@ def image_signatures(network: keras.Model, spec: DataSpec) -> dict[str, Signatur
     features = embedding(network)
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _answers(tf.cast(network(images, training=False), tf.float32), spec)
+        return class_answers(tf.cast(network(images, training=False), tf.float32), spec)
 
     def from_bytes(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         return classify(_decoded(encoded, size))
@@ -66,18 +66,13 @@ def image_signatures(network: keras.Model, spec: DataSpec) -> dict[str, Signatur
     }
 
 
-def _decoded(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    """(B,) files -> (B, S, S, 3)."""
-    one = tf.TensorSpec((size, size, 3), tf.float32)
-    # Eager loops are never parallel and warn when asked to be.
-    parallel = None if tf.executing_eagerly() else 16
-    return tf.map_fn(
-        lambda file: decode_and_resize(file, size), encoded, fn_output_signature=one, parallel_iterations=parallel
-    )
+def class_answers(logits: tf.Tensor, spec: DataSpec) -> dict[str, tf.Tensor]:
+    """What a client of a classifier reads: `label` (B,), its `probability` (B,) and `probabilities` (B, C).
 
-
-def _answers(logits: tf.Tensor, spec: DataSpec) -> dict[str, tf.Tensor]:
-    """Logits (B, C) -> what a client reads."""
+    Args:
+        logits: (B, C) float32.
+        spec: With the C class names.
+    """
     names = tf.constant(spec.class_names)  # (C,)
     probabilities = (tf.sigmoid if spec.multi_label else tf.nn.softmax)(logits)  # (B, C)
     if spec.multi_label:
@@ -86,3 +81,13 @@ def _answers(logits: tf.Tensor, spec: DataSpec) -> dict[str, tf.Tensor]:
     else:
         label = tf.gather(names, tf.argmax(probabilities, axis=-1))  # (B,)
     return {"label": label, "probability": tf.reduce_max(probabilities, axis=-1), "probabilities": probabilities}
+
+
+def _decoded(encoded: tf.Tensor, size: int) -> tf.Tensor:
+    """(B,) files -> (B, S, S, 3)."""
+    one = tf.TensorSpec((size, size, 3), tf.float32)
+    # Eager loops are never parallel and warn when asked to be.
+    parallel = None if tf.executing_eagerly() else 16
+    return tf.map_fn(
+        lambda file: decode_and_resize(file, size), encoded, fn_output_signature=one, parallel_iterations=parallel
+    )
