@@ -106,6 +106,14 @@ def test_thinning_keeps_the_pieces_and_leaves_thin_strokes(drawn, glyphs):
     assert full_squares.sum() < 0.01 * thin.sum()
 
 
+def test_thinning_leaves_the_middle_of_a_stroke(drawn):
+    ink = np.zeros((1, 48, 48), bool)
+    ink[0, 5:43, 20:29] = True
+    rows, columns = np.nonzero(drawn.thinned(ink)[0, 10:38])
+    assert len(set(rows)) == 28
+    assert np.abs(columns - 24).max() <= 1
+
+
 def test_a_scan_keeps_the_mean_ink(drawn):
     pages = np.random.default_rng(0).random((3, 32, 32), np.float32)
     for pixels in (8, 11, 16):
@@ -149,8 +157,11 @@ def test_an_export_equals_the_network_in_a_process_without_keras_or_tfbig(tool, 
     code = (
         "import sys, numpy, tensorflow as tf\n"
         "module = tf.saved_model.load('net/1')\n"
-        "numpy.save('features.npy', module(tf.constant(numpy.load('images.npy'))).numpy())\n"
+        "images = tf.constant(numpy.load('images.npy'))\n"
+        "numpy.save('features.npy', [module(images), module(images, training=True)])\n"
         "assert 'tfbig' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), network(images), atol=1e-5)
+    inference, training = np.load(tmp_path / "features.npy")
+    np.testing.assert_allclose(inference, network(images, training=False), atol=1e-5)
+    np.testing.assert_allclose(training, network(images, training=True), atol=1e-5)

@@ -50,9 +50,10 @@ def test_any_size_from_8_pixels_can_be_built(name, image_size):
     assert np.isfinite(network(images_for(network))).all()
 
 
-def test_convnet_has_the_same_weights_at_every_size():
-    shapes = [[v.shape for v in scratch.build("convnet", size).variables] for size in (8, 32)]
-    assert shapes[0] == shapes[1]
+def test_convnet_has_the_same_weights_and_features_at_every_size():
+    small, large = (scratch.build("convnet", size) for size in (8, 32))
+    assert [v.shape for v in small.variables] == [v.shape for v in large.variables]
+    assert small.output_shape == large.output_shape
 
 
 def test_small_cnn_is_conv_pool_conv_pool_dense():
