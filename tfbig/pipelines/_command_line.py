@@ -125,7 +125,8 @@ def help_text(task: Task, summary: str, *, everything: bool) -> str:
 
 
 def _row(flag: str, text: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=f"  {flag}".ljust(_TEXT_COLUMN), subsequent_indent=" " * _TEXT_COLUMN)
+    first, others = f"  {flag}".ljust(_TEXT_COLUMN), " " * _TEXT_COLUMN
+    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 def to_yaml(task: Task, config: RunConfig) -> str:

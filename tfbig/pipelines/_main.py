@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tfbig.config import RunConfig, flatten
 from tfbig.errors import Interrupted, TfbigError, UsageError
@@ -78,6 +78,8 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
     if config.dry_run:
         return _dry_run(task, config)
     path = Path(config.run_dir or f"runs/{_run_name(task, config)}")
+    if config.export.dir:
+        _check_export_folder(Path(config.export.dir))
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
         if finished is not None:
@@ -110,7 +112,8 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
         ledger = fit(assembly, config, run_directory)
         evaluation = _judge(assembly, config, run_directory, ledger.history)
         exported = _export(task, config, assembly, Path(config.export.dir)) if config.export.dir else None
-    metrics = {f"test_{name}": figure["value"] for name, figure in evaluation.report["metrics"].items()}
+    figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
+    metrics = {f"test_{name}": figure["value"] for name, figure in figures.items()}
     result: dict[str, object] = {
         "run_dir": str(run_directory.path),
         "export": None if exported is None else str(exported),
@@ -138,7 +141,7 @@ def _judge(
     run_directory.write_json("evaluation.json", evaluation.report)
     write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
     write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=history)
-    matrix = evaluation.report.get("confusion_matrix")
+    matrix = cast(list[list[int]] | None, evaluation.report.get("confusion_matrix"))
     if matrix:
         png = confusion_matrix_png(matrix, splits.spec.class_names)
         write_picture(run_directory.tensorboard, "confusion_matrix", png, step=int(history[-1]["step"]))
@@ -163,6 +166,13 @@ def _export(task: Task, config: RunConfig, assembly: Assembly, directory: Path) 
     )
 
 
+def _check_export_folder(directory: Path) -> None:
+    """Refuses a folder that cannot be written before the hours of work that would go into it."""
+    from tfbig.serving.staging import check_writable
+
+    check_writable(directory)
+
+
 def _write_card(run_directory: RunDirectory) -> None:
     from tfbig.evaluation.model_card import write_model_card
 
@@ -185,7 +195,7 @@ def _dry_run(task: Task, config: RunConfig) -> dict[str, object]:
     with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
         assembly = assemble(task, brief, strategy)
         steps = batches(assembly.train, assembly.plan, augment=assembly.augment).take(2)
-        history = assembly.learner.fit(steps.take(1), verbose=0).history
+        history = assembly.learner.fit(steps.take(1), shuffle=False, verbose=0).history
         with tempfile.TemporaryDirectory() as folder:
             _export(task, config, assembly, Path(folder))
     counts = assembly.splits.manifest.get("counts", {})
