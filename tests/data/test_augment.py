@@ -50,6 +50,14 @@ def test_pictures_of_a_batch_draw_each_for_itself(name: str) -> None:
     assert len({picture.tobytes() for picture in changed}) > 5
 
 
+def test_draws_do_not_repeat_within_a_batch() -> None:
+    apply = augmentation(["flip", "vertical_flip"], num_classes=2, multi_label=False)
+    alike = tf.constant(np.repeat(_X[:1], 40, axis=0))
+    changed = apply(Batch(alike, tf.zeros(40, tf.int32), tf.ones(40)), tf.constant([0, 0])).x.numpy()
+    # Left-right, upside down, both and neither: one draw for both would leave out two of them.
+    assert len({picture.tobytes() for picture in changed}) == 4
+
+
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_labels_are_mixed_as_the_pictures_are(name: str) -> None:
     # Each picture is one flat colour, its class's, so a picture's mean tells what it is made of.
@@ -90,10 +98,10 @@ def test_without_mixing_labels_stay_whole_numbers() -> None:
 
 
 def test_a_low_precision_policy_does_not_reach_the_pictures() -> None:
-    before = _in_tf_data(("crop", "brightness", "mixup"), [4], known_size=True)[0]
+    before = _in_tf_data(("crop", "contrast", "mixup"), [4], known_size=True)[0]
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        after = _in_tf_data(("crop", "brightness", "mixup"), [4], known_size=True)[0]
+        after = _in_tf_data(("crop", "contrast", "mixup"), [4], known_size=True)[0]
     finally:
         keras.config.set_dtype_policy("float32")
     np.testing.assert_array_equal(before.x, after.x)
