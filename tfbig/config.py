@@ -33,7 +33,7 @@ class DataConfig:
         train_split: Name of the training split; TFDS slices such as train[:90%] work.
         validation_split: Name of the validation split; where there is none it is drawn from train.
         test_split: Name of the test split; where there is none it is drawn from train.
-        validation_fraction: Share of train drawn for validation, stratified by class, 0 for none.
+        validation_fraction: Share of train drawn for validation, at most 2,500 examples, by class, 0 for none.
         test_fraction: Share of train drawn for test where no test split exists.
         batch_size: Examples a step, over all devices together.
         limit: At most this many examples of each split, stratified by class.
@@ -125,7 +125,7 @@ class TrainConfig:
 
     Args:
         epochs: Passes over the training split.
-        learning_rate: Peak learning rate.
+        learning_rate: Peak learning rate; by default 0.003 where only the head is trained, else 0.001.
         optimizer: adamw, or sgd with momentum.
         schedule: cosine falls to 0 over the run, constant stays.
         warmup_steps: Steps over which the learning rate rises from 0.
@@ -141,12 +141,12 @@ class TrainConfig:
     """
 
     epochs: int = 20
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     optimizer: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     momentum: float = 0.9
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.03
     clip_norm: float | None = None
     ema_decay: float | None = None
     early_stopping_patience: int | None = None
@@ -157,7 +157,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("train.epochs", self.epochs, 1)
-        _require(0 < self.learning_rate < 1e3, "train.learning_rate", "above 0 and below 1000", self.learning_rate)
+        rate = self.learning_rate
+        _require(rate is None or 0 < rate < 1e3, "train.learning_rate", "above 0 and below 1000", rate)
         _at_least("train.warmup_steps", self.warmup_steps, 0)
         _fraction("train.momentum", self.momentum)
         _at_least("train.weight_decay", self.weight_decay, 0)
@@ -231,6 +232,13 @@ class RunConfig:
     run_dir: str | None = None
     resume: str = "auto"
     dry_run: bool = False
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: the one asked for, or the default of what is trained."""
+        if self.train.learning_rate is not None:
+            return self.train.learning_rate
+        return 3e-3 if self.adapt.mode == "head" else 1e-3
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:

@@ -48,8 +48,8 @@ def find_recipe(name_or_path: str) -> Path:
     if path.is_file():
         return path
     raise UsageError(
-        f"--config must be a recipe's name or a YAML file, got {name_or_path!r}; {nearest(name_or_path, shipped)}"
-        f"the recipes are {', '.join(shipped)}."
+        f"--config must be a YAML file or one of the recipes {', '.join(shipped)}, got {name_or_path!r}."
+        f"{nearest(name_or_path, shipped)}"
     )
 
 

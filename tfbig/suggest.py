@@ -4,7 +4,14 @@ import difflib
 from collections.abc import Iterable
 
 
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice most like `word`, whatever the case of its letters; None where none is alike."""
+    by_folded = {choice.casefold(): choice for choice in choices}
+    found = difflib.get_close_matches(word.casefold(), by_folded, n=1)
+    return by_folded[found[0]] if found else None
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A half-sentence that names the choice most like `word`, such as "did you mean 'digits'? "; empty if none is."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f"did you mean {found[0]!r}? " if found else ""
+    """' Did you mean ...?' for the end of an error message, or nothing."""
+    found = closest(word, choices)
+    return f" Did you mean {found!r}?" if found else ""

@@ -259,11 +259,11 @@ def test_every_bundled_module_is_a_backbone() -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("tfhubb:x", "did you mean tfhub"),
+        ("tfhubb:x", "Did you mean 'tfhub'"),
         ("tfhub", "KIND:NAME"),
         ("apps:", "KIND:NAME"),
-        ("apps:resnet50v2", r"did you mean ResNet50V2\?"),
-        ("scratch:convnt", r"did you mean convnet\?.*small_cnn"),
+        ("apps:resnet50v2", r"Did you mean 'ResNet50V2'\?"),
+        ("scratch:convnt", r"small_cnn.*Did you mean 'convnet'\?"),
         ("bundled:nothing", "not known"),
     ],
 )

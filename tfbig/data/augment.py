@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfbig.data.listing import nearest
 from tfbig.data.splits import Augment, Batch
 from tfbig.errors import UsageError
+from tfbig.suggest import nearest
 
 NAMES = ("flip", "vertical_flip", "crop", "rotate", "brightness", "contrast", "randaugment", "mixup", "cutmix")
 _MIXING = ("mixup", "cutmix")

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.images import EXTENSIONS
-from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, nearest, quoted
+from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
+from tfbig.suggest import nearest
 
 # What operating systems leave in folders that people zip and share.
 _CLUTTER = ("__macosx", "thumbs.db", "desktop.ini")

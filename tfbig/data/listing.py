@@ -6,7 +6,6 @@ makes the three splits of it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,9 +93,3 @@ def quoted(names: Iterable[str], *, limit: int = 10) -> str:
     names = list(names)
     shown = ", ".join(map(repr, names[:limit])) or "none"
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean ...?' for an error message, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

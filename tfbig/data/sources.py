@@ -18,15 +18,17 @@ import tensorflow as tf
 from tfbig.data import strata
 from tfbig.data.files import read_csv, read_folder
 from tfbig.data.images import png_bytes
-from tfbig.data.listing import Listing, class_order, nearest, quoted
+from tfbig.data.listing import Listing, class_order, quoted
 from tfbig.data.manifest import digest, inspect, manifest
 from tfbig.data.splits import DataSpec, Split, Splits
 from tfbig.data.tfrecords import read_tfds
 from tfbig.errors import DataError, UsageError
+from tfbig.suggest import nearest
 
 _logger = logging.getLogger(__name__)
 _ROLES = ("train", "validation", "test")
 _SOURCES = ("digits", "tfds:NAME", "folder:PATH", "csv:PATH")
+_MOST_VALIDATION = 2500
 # Each draw has its own stream of random numbers, so that one does not shift the others.
 _STREAMS = {"test": 1, "validation": 2, "limit": 3}
 
@@ -59,7 +61,8 @@ def load_images(
         train_split: Name of the split; for TFDS also slices.
         validation_split: As train_split; drawn from train where it does not exist.
         test_split: As train_split; drawn from train where it does not exist.
-        validation_fraction: Share of train drawn for validation, at least 0 and below 1; 0 for none.
+        validation_fraction: Share of train drawn for validation, at least 0 and below 1; 0 for none. No more
+            than 2,500 are drawn: that tells epochs one per cent apart, and the rest teaches more in train.
         test_fraction: Share of train drawn for test, at least 0 and below 1.
         limit: At most this many examples of each split, stratified; None for all.
         on_bad: "fail" or "skip" a file that cannot be read.
@@ -195,6 +198,8 @@ def _with_drawn(
         if not fraction:
             raise DataError(f"{source} has no test split; set --data.test_fraction above 0, or --data.test_split.")
         train, contents = splits["train"], digests["train"]
+        if role == "validation":
+            fraction = min(fraction, _MOST_VALIDATION / len(train))
         if role == "test" and not listing.multi_label:
             _check_counts(source, train, contents, listing)
         leaves = strata.draw(

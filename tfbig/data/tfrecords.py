@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.listing import Listing, find_split, multi_hot, nearest, quoted
+from tfbig.data.listing import Listing, find_split, multi_hot, quoted
 from tfbig.data.manifest import digest
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
+from tfbig.suggest import nearest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -7,7 +7,6 @@ Letters in shapes: B images, S pixels a side, D features, T tokens.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import keras
 from tfbig import resources
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.networks import hub, imagenet, presets, scratch
+from tfbig.suggest import nearest
 
 _logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ def load(
     kind, separator, name = spec.partition(":")
     if kind not in _LOADERS or not separator or not name:
         raise UsageError(
-            f"model.backbone must be KIND:NAME with one of the kinds {', '.join(_LOADERS)}, got {spec!r}"
-            f"{_did_you_mean(kind, _LOADERS)}."
+            f"model.backbone must be KIND:NAME with one of the kinds {', '.join(_LOADERS)}, got {spec!r}."
+            f"{nearest(kind, _LOADERS)}"
         )
     _refuse_unused(kind, weights=weights, signature=signature, output=output)
     return _LOADERS[kind](_Request(spec, name, weights, image_size, signature, output, trust, offline))
@@ -120,16 +120,10 @@ def _known(request: _Request, choices: Iterable[str]) -> str:
     choices = list(choices)
     if request.name not in choices:
         raise UsageError(
-            f"model.backbone {request.spec!r} is not known{_did_you_mean(request.name, choices)}; "
-            f"choices: {', '.join(choices)}."
+            f"model.backbone {request.spec!r} is not known; choices: {', '.join(choices)}."
+            f"{nearest(request.name, choices)}"
         )
     return request.name
-
-
-def _did_you_mean(name: str, choices: Iterable[str]) -> str:
-    by_folded = {choice.casefold(): choice for choice in choices}
-    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=1)
-    return f" (did you mean {by_folded[nearest[0]]}?)" if nearest else ""
 
 
 def _bundled(request: _Request) -> Backbone:

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
 from tfbig.recipes import find_recipe, read_recipe
-from tfbig.suggest import nearest
+from tfbig.suggest import closest
 from tfbig.training.task import Task
 
 _WIDTH = 120
@@ -180,7 +180,7 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
             raise UsageError(f"Settings are given as --group.flag VALUE, got {word!r} on its own; see --help.")
         name, equals, value = word[2:].partition("=")
         if name != "config" and name not in known:
-            raise UsageError(f"There is no flag --{name}; {_nearest_flag(name, known)}see --help.")
+            raise UsageError(f"There is no flag --{name}; --help lists them.{_nearest_flag(name, known)}")
         if not equals:
             value = _value_of(name, arguments, known)
         if name == "config":
@@ -217,18 +217,16 @@ def _checked_recipe(task: Task, path: Path, known: dict[str, Flag]) -> dict[str,
     for name in settings:
         if name not in known:
             hint = _nearest_flag(name, known)
-            raise UsageError(f"The recipe {path} sets {name}, which does not exist; {hint}see --help.")
+            raise UsageError(f"The recipe {path} sets {name}, which does not exist; --help lists the flags.{hint}")
     return settings
 
 
 def _nearest_flag(name: str, known: dict[str, Flag]) -> str:
-    """Compares whole names, then last parts, so that --epochs finds --train.epochs."""
-    whole = nearest(name, known)
-    if whole:
-        return whole.replace("'", "--", 1).replace("'", "")
-    last = {flag.rsplit(".", 1)[-1]: flag for flag in known}
-    part = nearest(name.rsplit(".", 1)[-1], last)
-    return f"did you mean --{last[part.split(chr(39))[1]]}? " if part else ""
+    """' Did you mean --X?': compares whole names, then last parts, so that --epochs finds --train.epochs."""
+    last_parts = {flag.rsplit(".", 1)[-1]: flag for flag in known}
+    part = closest(name.rsplit(".", 1)[-1], last_parts)
+    found = closest(name, known) or (last_parts[part] if part else None)
+    return f" Did you mean --{found}?" if found else ""
 
 
 def _as_text(value: object) -> str:

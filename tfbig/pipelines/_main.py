@@ -198,11 +198,12 @@ def _dry_run(task: Task, config: RunConfig) -> dict[str, object]:
         history = assembly.learner.fit(steps.take(1), shuffle=False, verbose=0).history
         with tempfile.TemporaryDirectory() as folder:
             _export(task, config, assembly, Path(folder))
-    counts = assembly.splits.manifest.get("counts", {})
+    splits = cast(dict[str, dict[str, object]], assembly.splits.manifest.get("splits", {}))
     facts = {
-        "counts": counts,
+        "examples_per_class": {role: split["per_class"] for role, split in splits.items()},
         "trainable_parameters": int(sum(np.prod(v.shape) for v in assembly.learner.network.trainable_variables)),
         "parameters": int(assembly.network.count_params()),
+        "steps": config.train.epochs * assembly.plan.steps_per_epoch,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "loss_of_first_step": history["loss"][0],
     }

@@ -234,7 +234,7 @@ def _optimizer(config: RunConfig, trained: keras.Model, plan: IndexPlan) -> kera
     train = config.train
     num_steps = train.epochs * plan.steps_per_epoch
     schedule = WarmupCosine(
-        train.learning_rate,
+        config.learning_rate,
         num_steps=num_steps,
         warmup_steps=min(train.warmup_steps, num_steps - 1),
         falls=train.schedule == "cosine",
