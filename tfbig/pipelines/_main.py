@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import TYPE_CHECKING, cast
 from tfbig.config import RunConfig, flatten
 from tfbig.errors import Interrupted, TfbigError, UsageError
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
+from tfbig.pipelines._dry_run import dry_run
+from tfbig.pipelines._export import check_export_folder, export_version
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
 from tfbig.training.conflicts import check_conflicts
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tfbig.training.fit import Assembly
 
 log = logging.getLogger(__name__)
-
-_NUM_PARITY_SAMPLES = 16
 
 
 def main(task: Task, arguments: Sequence[str] | None = None) -> int:
@@ -76,10 +74,10 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
     signal.signal(signal.SIGTERM, _interrupt)
     import_tensorflow()
     if config.dry_run:
-        return _dry_run(task, config)
+        return dry_run(task, config)
     path = Path(config.run_dir or f"runs/{_run_name(task, config)}")
     if config.export.dir:
-        _check_export_folder(Path(config.export.dir))
+        check_export_folder(Path(config.export.dir))
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
         if finished is not None:
@@ -103,7 +101,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
 
     settings = config.runtime
     with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
-        assembly = assemble(task, config, strategy)
+        assembly = assemble(task, config, task.load(config), strategy)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
         run_directory.write_text("config.yaml", to_yaml(task, config))
@@ -111,7 +109,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         ledger = fit(assembly, config, run_directory)
         evaluation = _judge(assembly, config, run_directory, ledger.history)
-        exported = _export(task, config, assembly, Path(config.export.dir)) if config.export.dir else None
+        exported = export_version(task, assembly, Path(config.export.dir)) if config.export.dir else None
     figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
     metrics = {f"test_{name}": figure["value"] for name, figure in figures.items()}
     result: dict[str, object] = {
@@ -148,68 +146,10 @@ def _judge(
     return evaluation
 
 
-def _export(task: Task, config: RunConfig, assembly: Assembly, directory: Path) -> Path:
-    """Writes the next version, checked against the network on examples from all over the test split."""
-    import numpy as np
-
-    from tfbig.serving.export import SERVING_DEFAULT, class_assets, export, served_samples
-
-    split, spec = assembly.splits.test, assembly.splits.spec
-    signatures = task.signatures(assembly.network, spec)
-    chosen = np.linspace(0, len(split) - 1, min(_NUM_PARITY_SAMPLES, len(split))).astype(int)
-    return export(
-        assembly.network,
-        signatures,
-        directory,
-        samples=served_samples(signatures[SERVING_DEFAULT], split, chosen),
-        assets=class_assets(spec),
-    )
-
-
-def _check_export_folder(directory: Path) -> None:
-    """Refuses a folder that cannot be written before the hours of work that would go into it."""
-    from tfbig.serving.staging import check_writable
-
-    check_writable(directory)
-
-
 def _write_card(run_directory: RunDirectory) -> None:
     from tfbig.evaluation.model_card import write_model_card
 
     write_model_card(run_directory.path)
-
-
-def _dry_run(task: Task, config: RunConfig) -> dict[str, object]:
-    """Two batches, one step, an export that is reloaded: in a temporary folder, leaving nothing."""
-    import resource
-
-    import numpy as np
-
-    from tfbig.data.splits import batches
-    from tfbig.runtime import runtime
-    from tfbig.training.fit import assemble
-
-    # Features of a frozen backbone would be computed for all examples; two batches tell as much.
-    brief = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=2 * config.data.batch_size))
-    settings = config.runtime
-    with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
-        assembly = assemble(task, brief, strategy)
-        steps = batches(assembly.train, assembly.plan, augment=assembly.augment).take(2)
-        history = assembly.learner.fit(steps.take(1), shuffle=False, verbose=0).history
-        with tempfile.TemporaryDirectory() as folder:
-            _export(task, config, assembly, Path(folder))
-    splits = cast(dict[str, dict[str, object]], assembly.splits.manifest.get("splits", {}))
-    facts = {
-        "examples_per_class": {role: split["per_class"] for role, split in splits.items()},
-        "trainable_parameters": int(sum(np.prod(v.shape) for v in assembly.learner.network.trainable_variables)),
-        "parameters": int(assembly.network.count_params()),
-        "steps": config.train.epochs * assembly.plan.steps_per_epoch,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "loss_of_first_step": history["loss"][0],
-    }
-    for name, value in facts.items():
-        print(f"{name}: {json.dumps(value, ensure_ascii=False)}", file=sys.stderr)
-    return {"run_dir": None, "export": None, "metrics": {}, "epsilon": None, "dry_run": facts}
 
 
 def _run_name(task: Task, config: RunConfig) -> str:

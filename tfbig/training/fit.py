@@ -60,12 +60,13 @@ class Assembly:
     objective: Objective
 
 
-def assemble(task: Task, config: RunConfig, strategy: tf.distribute.Strategy) -> Assembly:
-    """Loads the data, builds the network, and ties them to an objective and an optimizer.
+def assemble(task: Task, config: RunConfig, splits: Splits, strategy: tf.distribute.Strategy) -> Assembly:
+    """Builds the network and ties it to the data, an objective and an optimizer.
 
     Args:
         task: The job.
         config: Everything about it; free of conflicts.
+        splits: The data, as `task.load` gives it.
         strategy: Where to train, from `runtime`.
     """
     if config.data.batch_size % strategy.num_replicas_in_sync:
@@ -73,7 +74,6 @@ def assemble(task: Task, config: RunConfig, strategy: tf.distribute.Strategy) ->
             f"--data.batch_size {config.data.batch_size} must be a multiple of the {strategy.num_replicas_in_sync} "
             "devices that share each batch."
         )
-    splits = task.load(config)
     augment = task.augment(config, splits.spec)
     with strategy.scope():
         network = task.build(config, splits.spec)
