@@ -77,11 +77,13 @@ def make_optimizer(
         def update_step(
             self, gradient: keras.KerasTensor, variable: keras.Variable, learning_rate: keras.KerasTensor
         ) -> None:
-            scale = slow_scale if id(variable) in slow_ids else 1.0
+            # TensorFlow hands over its own variable, on several devices a part of it; the index tells which it is.
+            whole = self._trainable_variables[self._get_variable_index(variable)]
+            scale = slow_scale if id(whole) in slow_ids else 1.0
             super().update_step(gradient, variable, learning_rate * scale)
 
     optimizer = (Scaled if slow_ids else base)(
-        learning_rate=learning_rate, weight_decay=weight_decay or None, global_clipnorm=clip_norm, name=name, **extra
+        learning_rate=learning_rate, weight_decay=weight_decay, global_clipnorm=clip_norm, name=name, **extra
     )
     if weight_decay:
         optimizer.exclude_from_weight_decay(var_list=list(undecayed))
