@@ -125,7 +125,7 @@ class TrainConfig:
 
     Args:
         epochs: Passes over the training split.
-        learning_rate: Peak learning rate; by default 0.003 where only the head is trained, else 0.001.
+        learning_rate: Peak learning rate; by default 0.003 where only a linear head is trained, else 0.001.
         optimizer: adamw, or sgd with momentum.
         schedule: cosine falls to 0 over the run, constant stays.
         warmup_steps: Steps over which the learning rate rises from 0.
@@ -238,7 +238,7 @@ class RunConfig:
         """The peak learning rate: the one asked for, or the default of what is trained."""
         if self.train.learning_rate is not None:
             return self.train.learning_rate
-        return 3e-3 if self.adapt.mode == "head" else 1e-3
+        return 3e-3 if self.adapt.mode == "head" and self.model.hidden_units is None else 1e-3
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:

@@ -58,7 +58,7 @@ def test_convnet_has_the_same_weights_and_features_at_every_size():
 
 def test_small_cnn_is_conv_pool_conv_pool_dense():
     kinds = [type(layer).__name__ for layer in scratch.build("small_cnn", 32).layers]
-    assert kinds == ["InputLayer", "Conv2D", "MaxPooling2D", "Conv2D", "MaxPooling2D", "Flatten", "Dense"]
+    assert kinds == ["InputLayer", "Rescaling", "Conv2D", "MaxPooling2D", "Conv2D", "MaxPooling2D", "Flatten", "Dense"]
     units = [v.shape[-1] for v in scratch.build("small_cnn", 32).trainable_variables if len(v.shape) > 1]
     assert units == [64, 128, 256]
 

@@ -46,6 +46,8 @@ def build(name: str, image_size: int) -> keras.Model:
 
 
 def _small_cnn(x: keras.KerasTensor) -> keras.KerasTensor:
+    # The tutorials feed it pixels in [-1, 1].
+    x = layers.Rescaling(2.0, offset=-1.0)(x)
     for filters in (64, 128):
         x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
         x = layers.MaxPooling2D()(x)
