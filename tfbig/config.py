@@ -125,12 +125,14 @@ class TrainConfig:
 
     Args:
         epochs: Passes over the training split.
-        learning_rate: Peak learning rate; by default 0.003 where only a linear head is trained, else 0.001.
+        learning_rate: Peak learning rate; by default 0.003 for a linear head alone, 0.0015 for a head with a
+            hidden layer, else 0.001.
         optimizer: adamw, or sgd with momentum.
         schedule: cosine falls to 0 over the run, constant stays.
         warmup_steps: Steps over which the learning rate rises from 0.
         momentum: sgd: share of the last update kept.
-        weight_decay: Decoupled decay of kernels, not of biases and norms.
+        weight_decay: Decoupled decay of kernels, not of biases and norms; by default 0.1 for a head with a
+            hidden layer, which would learn the features by heart, else 0.03.
         clip_norm: Gradients are scaled down to this global norm.
         ema_decay: Average the weights, keeping this share a step (0.99 to 0.9999), and use the average.
         early_stopping_patience: Stop after this many epochs without a better validation result.
@@ -146,7 +148,7 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     momentum: float = 0.9
-    weight_decay: float = 0.03
+    weight_decay: float | None = None
     clip_norm: float | None = None
     ema_decay: float | None = None
     early_stopping_patience: int | None = None
@@ -238,7 +240,16 @@ class RunConfig:
         """The peak learning rate: the one asked for, or the default of what is trained."""
         if self.train.learning_rate is not None:
             return self.train.learning_rate
-        return 3e-3 if self.adapt.mode == "head" and self.model.hidden_units is None else 1e-3
+        if self.adapt.mode != "head":
+            return 1e-3
+        return 3e-3 if self.model.hidden_units is None else 1.5e-3
+
+    @property
+    def weight_decay(self) -> float:
+        """The weight decay: the one asked for, or the default of what is trained."""
+        if self.train.weight_decay is not None:
+            return self.train.weight_decay
+        return 0.1 if self.adapt.mode == "head" and self.model.hidden_units is not None else 0.03
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:

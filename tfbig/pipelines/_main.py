@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 from tfbig.config import RunConfig, flatten
-from tfbig.errors import Interrupted, TfbigError, UsageError
+from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
 from tfbig.pipelines._export import check_export_folder, export_version
@@ -60,6 +60,12 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
         return _report(error, error.exit_code, debug)
     except KeyboardInterrupt:
         return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), 75, debug)
+    except Exception as error:
+        # From any library: TensorFlow has its own exception for a full disk, and a bug may be anywhere.
+        if "No space left on device" in str(error):
+            full = EnvironmentFault("The disk is full; make room, and give the same command again to go on.")
+            return _report(full, full.exit_code, debug)
+        return _report(error, 1, debug)
 
 
 def run(task: Task, config: RunConfig) -> dict[str, object]:
@@ -201,8 +207,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _report(error: TfbigError, exit_code: int, debug: bool) -> int:
+def _report(error: Exception, exit_code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {error}" if exit_code != 75 else str(error), file=sys.stderr)
+    if isinstance(error, Interrupted):
+        print(error, file=sys.stderr)
+    elif isinstance(error, TfbigError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        print(f"unexpected error: {type(error).__name__}: {error}. --debug shows where it came from.", file=sys.stderr)
     return exit_code

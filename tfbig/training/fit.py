@@ -244,7 +244,7 @@ def _optimizer(config: RunConfig, trained: keras.Model, plan: IndexPlan) -> kera
         train.optimizer,
         learning_rate=schedule,
         momentum=train.momentum,
-        weight_decay=train.weight_decay,
+        weight_decay=config.weight_decay,
         clip_norm=train.clip_norm,
         undecayed=without_decay(trained.trainable_variables),
         slow=trained.get_layer("backbone").trainable_variables if scale != 1.0 else (),
