@@ -6,7 +6,8 @@ flag and a Python caller get the same sentence. Imports no TensorFlow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
 
@@ -16,7 +17,7 @@ def _require(ok: bool, flag: str, expected: str, came: object) -> None:
 
 
 def _at_least(flag: str, value: float | None, least: float, unit: str = "") -> None:
-    _require(value is None or value >= least, flag, f"at least {least}{unit}", value)
+    _require(value is None or (value >= least and math.isfinite(value)), flag, f"at least {least}{unit}", value)
 
 
 def _fraction(flag: str, value: float | None) -> None:
@@ -235,21 +236,17 @@ class RunConfig:
     resume: str = "auto"
     dry_run: bool = False
 
-    @property
-    def learning_rate(self) -> float:
-        """The peak learning rate: the one asked for, or the default of what is trained."""
-        if self.train.learning_rate is not None:
-            return self.train.learning_rate
-        if self.adapt.mode != "head":
-            return 1e-3
-        return 3e-3 if self.model.hidden_units is None else 1.5e-3
-
-    @property
-    def weight_decay(self) -> float:
-        """The weight decay: the one asked for, or the default of what is trained."""
-        if self.train.weight_decay is not None:
-            return self.train.weight_decay
-        return 0.1 if self.adapt.mode == "head" and self.model.hidden_units is not None else 0.03
+    def __post_init__(self) -> None:
+        # Filled in here, so that a run records the numbers it used, and a later default does not change it.
+        head = self.adapt.mode == "head"
+        hidden = head and self.model.hidden_units is not None
+        rate, decay = self.train.learning_rate, self.train.weight_decay
+        if rate is None:
+            rate = 1.5e-3 if hidden else 3e-3 if head else 1e-3
+        if decay is None:
+            decay = 0.1 if hidden else 0.03
+        train = replace(self.train, learning_rate=rate, weight_decay=decay)
+        object.__setattr__(self, "train", train)
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:

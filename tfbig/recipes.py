@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -19,7 +20,10 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[object] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                problem = f"a key must be a flag's name, got {key!r}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 problem = f"the key {key!r} stands twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -45,8 +49,9 @@ def find_recipe(name_or_path: str) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            return path
     raise UsageError(
         f"--config must be a YAML file or one of the recipes {', '.join(shipped)}, got {name_or_path!r}."
         f"{nearest(name_or_path, shipped)}"
@@ -73,15 +78,22 @@ def read_recipe(path: Path) -> dict[str, object]:
         raise UsageError(f"The recipe {path} is not YAML: {error}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"The recipe {path} must hold settings such as `train: {{epochs: 10}}`, but holds none.")
-    return dotted(content)
+    try:
+        flat = dotted(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"The recipe {path}: {error}.") from error
+    for name, value in flat.items():
+        if not isinstance(value, str | int | float | list | None):
+            raise UsageError(f"The recipe {path}: {name} must be a number or text, got {value}; put it in quotes.")
+    return flat
 
 
 def dotted(tree: dict, prefix: str = "") -> dict[str, object]:
     """A nested mapping as dotted key -> value."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= dotted(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        found = dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        for name in found.keys() & flat.keys():
+            raise ValueError(f"{name} stands twice")
+        flat |= found
     return flat

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.splits import Batch
-from tfbig.gradients.rule import mean_gradient
+from tfbig.gradients.rule import clipped, mean_gradient
 from tfbig.objectives.supervised import classification
 
 
@@ -52,16 +52,28 @@ def test_a_batch_of_padding_alone_gives_a_finite_gradient() -> None:
     assert all(np.isfinite(gradient).all() for gradient in step.gradients)
 
 
+def test_clipping_keeps_the_direction_and_bounds_the_norm() -> None:
+    network, batch, losses = _network(), _batch(6), classification(3).losses
+    plain = mean_gradient(losses, network, batch).gradients
+    norm = float(tf.linalg.global_norm(plain))
+    small = clipped(mean_gradient, norm / 4)(losses, network, batch).gradients
+    for ours, theirs in zip(small, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs / 4, rtol=1e-4, atol=1e-7)
+    for ours, theirs in zip(clipped(mean_gradient, norm * 2)(losses, network, batch).gradients, plain, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 _TWO_REPLICAS = """
 import numpy as np, tensorflow as tf
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from tfbig.data.splits import DataSpec, IndexPlan, array_split, batches
-from tfbig.gradients.rule import mean_gradient
+from tfbig.gradients.rule import clipped, mean_gradient
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime
 from tfbig.training.learner import Learner
+from tfbig.training.optimizers import WarmupCosine, make_optimizer
 
 rng = np.random.default_rng(0)
 split = array_split(rng.normal(size=(50, 4)).astype("f4"), rng.integers(0, 3, 50))  # the last batch is padded
@@ -71,8 +83,13 @@ def final(strategy_name):
         inputs = keras.Input((4,))
         hidden = keras.layers.Dense(5, activation="tanh", kernel_regularizer="l2")(inputs)
         network = keras.Model(inputs, keras.layers.Dense(3)(hidden))
-        learner = Learner(network, classification(3), mean_gradient)
-        learner.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9), jit_compile=False)
+        learner = Learner(network, classification(3), clipped(mean_gradient, 0.1))
+        schedule = WarmupCosine(0.1, num_steps=28, warmup_steps=2, falls=True)
+        body = network.layers[1].trainable_variables
+        optimizer = make_optimizer(
+            "sgd", learning_rate=schedule, weight_decay=0.1, slow=body, slow_scale=0.5
+        )
+        learner.compile(optimizer=optimizer, jit_compile=False)
         plan = IndexPlan(50, 8, seed=1)
         history = learner.fit(batches(split, plan), epochs=4, verbose=0).history
         assert strategy.num_replicas_in_sync == (2 if strategy_name == "mirrored" else 1)

@@ -51,9 +51,9 @@ def test_class_weights_scale_each_example_by_its_class() -> None:
 
 def test_multi_hot_labels_are_weighed_label_by_label() -> None:
     # Keras's class_weight would take the first positive class for the whole example.
-    weights = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
-    terms = tf.nn.sigmoid_cross_entropy_with_logits(labels=MULTI_HOT, logits=LOGITS).numpy()
-    np.testing.assert_allclose(_losses(MULTI_HOT, multi_label=True, class_weights=weights), terms[:, 0] / 4, rtol=1e-5)
+    weights = np.array([3.0, 1.0, 0.5, 2.0], np.float32)
+    expected = tf.nn.weighted_cross_entropy_with_logits(MULTI_HOT, LOGITS, pos_weight=weights).numpy().mean(axis=1)
+    np.testing.assert_allclose(_losses(MULTI_HOT, multi_label=True, class_weights=weights), expected, rtol=1e-5)
 
 
 def test_balanced_weights_give_each_class_the_same_total() -> None:
@@ -63,6 +63,8 @@ def test_balanced_weights_give_each_class_the_same_total() -> None:
     np.testing.assert_allclose(totals, totals[0])
     np.testing.assert_allclose(weights[labels].mean(), 1.0, rtol=1e-6)
     assert balanced_weights(np.array([0, 0, 2]), 3)[1] == 0
+    multi_hot = np.array([[1, 0], [0, 0], [0, 0], [0, 1], [0, 1]], np.float32)
+    np.testing.assert_allclose(balanced_weights(multi_hot, 2), [4 / 1, 3 / 2])
 
 
 def test_losses_are_per_example() -> None:

@@ -68,6 +68,11 @@ def test_from_a_folder_of_pictures_to_answers(
     code, again, _ = _run([*arguments, "--export.dir", "served2"], capsys)
     assert (code, again["export"], again["metrics"]) == (0, "served2/1", result["metrics"])
 
+    # With other data it is another run.
+    shutil.copy(files[0], photos / "three" / "new.png")
+    code, _, err = _run([*arguments, "--export.dir", "served3"], capsys)
+    assert code == 2 and "data has changed" in err
+
 
 def test_a_dry_run_leaves_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     before = sorted(tmp_path.rglob("*"))

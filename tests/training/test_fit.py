@@ -115,6 +115,20 @@ def test_the_moving_average_is_what_its_formula_says(tmp_path: Path) -> None:
     assert not np.allclose(np.asarray(trained[0]), np.asarray(plain.learner.network.trainable_variables[0]))
 
 
+def test_no_checkpoint_lies_between_the_last_step_and_the_end_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions, save = [], checkpoints.save
+
+    def watched(folder: Path, step: int, checkpoint: checkpoints.Checkpoint) -> Path:
+        positions.append((checkpoint.meta["epoch"], checkpoint.meta["step"]))
+        return save(folder, step, checkpoint)
+
+    monkeypatch.setattr(checkpoints, "save", watched)
+    _fit(_config(epochs=2, checkpoint_every_s=0.0), tmp_path / "run")
+    assert positions == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0)]
+
+
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_no_checkpoint_of_it(tmp_path: Path) -> None:
     config = _config(mode="full", learning_rate=999.0, optimizer="sgd", epochs=20)
     spoiled = dataclasses.replace(
@@ -180,5 +194,7 @@ def test_slow_variables_move_by_their_share_and_vectors_do_not_decay(name: str) 
 
     slow, fast, _ = moved(0.25, 0.0)
     np.testing.assert_allclose(slow, 0.25 * fast, rtol=1e-4)
-    _, decayed, vector = moved(1.0, 0.5)
-    assert (decayed > 0).all() and (vector == 0).all()
+    slow, decayed, vector = moved(0.25, 0.5)
+    np.testing.assert_allclose(decayed, 0.05, rtol=1e-4)
+    np.testing.assert_allclose(slow, 0.25 * decayed, rtol=1e-4)
+    assert (vector == 0).all()

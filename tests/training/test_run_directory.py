@@ -43,6 +43,9 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file"), open_run(tmp_path / "thesis.txt"):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "config.yaml").write_text("title: my site")
+    with pytest.raises(UsageError, match="not a run's"), open_run(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -51,11 +54,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
-def test_clear_keeps_the_lock(tmp_path: Path) -> None:
+def test_clear_removes_a_runs_files_alone(tmp_path: Path) -> None:
     with open_run(tmp_path / "run") as run:
-        run.write_text("config.yaml", "a: 1")
+        run.write_text("config.yaml", "job: one")
         run.checkpoints.mkdir()
+        (run.path / "notes.txt").write_text("mine")
         run.clear()
-        assert [entry.name for entry in run.path.iterdir()] == [".lock"]
+        assert sorted(entry.name for entry in run.path.iterdir()) == [".lock", "notes.txt"]
         with pytest.raises(UsageError), open_run(run.path):
             pass

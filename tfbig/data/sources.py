@@ -100,6 +100,7 @@ def load_images(
     _check_labels(source, splits, listing)
     if limit is not None:
         splits, digests = _limited(splits, digests, limit, seed)
+        _check_limit(limit, splits, listing)
     settings = {
         "source": source,
         "seed": seed,
@@ -211,6 +212,13 @@ def _with_drawn(
         splits["train"], digests["train"] = train.subset(np.flatnonzero(~leaves)), contents[~leaves]
     ordered = [role for role in _ROLES if role in splits]
     return {role: splits[role] for role in ordered}, {role: digests[role] for role in ordered}
+
+
+def _check_limit(limit: int, splits: Mapping[str, Split], listing: Listing) -> None:
+    if not listing.multi_label and len(np.unique(splits["train"].labels)) < len(listing.class_names):
+        raise DataError(
+            f"data.limit must leave an example of each of the {len(listing.class_names)} classes in train, got {limit}."
+        )
 
 
 def _check_counts(source: str, train: Split, contents: np.ndarray, listing: Listing) -> None:

@@ -65,7 +65,7 @@ class Evaluation:
     def decisions(self) -> np.ndarray:
         """(N, C) booleans: the predicted classes."""
         if self.multi_label:
-            return self.probabilities >= THRESHOLD
+            return self.probabilities > THRESHOLD
         return self.probabilities.argmax(axis=1)[:, None] == np.arange(self.probabilities.shape[1])
 
 

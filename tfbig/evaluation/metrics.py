@@ -141,7 +141,7 @@ def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 def _decisions(probabilities: np.ndarray, multi_label: bool) -> np.ndarray:
     if multi_label:
-        return probabilities >= THRESHOLD
+        return probabilities > THRESHOLD
     return _one_hot(probabilities.argmax(axis=1), probabilities.shape[1])
 
 

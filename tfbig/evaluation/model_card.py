@@ -194,7 +194,7 @@ def _reproduce(record: RunRecord) -> list[str]:
         "With config.yaml of this run, the same data and the same versions:",
         "",
         "```",
-        f"python -m tfbig.pipelines.{record.job} --config config.yaml --run_dir runs/again",
+        f"python -m {record.module} --config config.yaml --run_dir runs/again",
         "```",
         "",
         f"Seed: {_stated(record.setting('runtime.seed'))}.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import yaml
 
@@ -58,10 +58,14 @@ class RunRecord:
 
     @property
     def job(self) -> str | None:
-        """The pipeline's name, from the command that was run; None where that is not known."""
-        command = self.environment.get("command")
-        program = PurePath(str(command[0])) if isinstance(command, list) and command else PurePath()
-        return program.stem if program.parent.name == "pipelines" else None
+        """The job's name; None where config.yaml does not say it."""
+        job = self.config.get("job")
+        return None if job is None else str(job)
+
+    @property
+    def module(self) -> str:
+        """What `python -m` runs the job by."""
+        return str(self.environment.get("module") or f"tfbig.pipelines.{self.job}")
 
     @property
     def metrics(self) -> dict[str, dict[str, object]]:

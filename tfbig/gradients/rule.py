@@ -47,6 +47,23 @@ def mean_gradient(losses: Callable, network: keras.Model, batch: Batch) -> Step:
     return Step(gradients, per_example, outputs)
 
 
+def clipped(rule: GradientRule, clip_norm: float) -> GradientRule:
+    """The rule with its gradients scaled down to a global norm, that of the whole batch over all replicas.
+
+    Args:
+        rule: Gives each replica's share.
+        clip_norm: Largest norm, above 0.
+    """
+
+    def apply(losses: Callable, network: keras.Model, batch: Batch) -> Step:
+        step = rule(losses, network, batch)
+        whole = [sum_over_replicas(tf.convert_to_tensor(share)) for share in step.gradients if share is not None]
+        scale = tf.minimum(1.0, clip_norm / tf.maximum(tf.linalg.global_norm(whole), 1e-12))
+        return step._replace(gradients=[None if share is None else share * scale for share in step.gradients])
+
+    return apply
+
+
 def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     """The sum of a value over all replicas, the same on each; the value itself outside of a replica."""
     context = tf.distribute.get_replica_context()

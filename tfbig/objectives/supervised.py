@@ -51,8 +51,7 @@ def classification(
         multi_label: Targets are (B, C) zeros and ones.
         label_smoothing: Share of each target spread over all classes, 0 to below 1.
         focal_gamma: Above 0, examples are weighed by (1 - p of the target)^gamma; 2 is usual.
-        class_weights: (C,) weight of each class's term of the loss, so that multi-hot labels are weighed
-            label by label.
+        class_weights: (C,) weight of each class's examples; for multi-label data, of its positives.
 
     Returns:
         An objective over integer labels (B,) or target distributions (B, C), and logits (B, C).
@@ -65,21 +64,29 @@ def classification(
         per_class = _binary_terms if multi_label else _categorical_terms
         terms = per_class(logits, targets, label_smoothing, focal_gamma)  # (B, C)
         if weights is not None:
-            terms = terms * weights
+            terms *= 1.0 + targets * (weights - 1.0) if multi_label else weights
         return (tf.reduce_mean if multi_label else tf.reduce_sum)(terms, axis=-1), logits
 
     return Objective(losses=losses, metrics=_multi_label_metrics if multi_label else _metrics)
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class weights in inverse proportion to frequency, 1 on average over the examples; 0 for a class without any.
+    """Class weights that give rare classes their say; 0 for a class without any example.
 
     Args:
         labels: (N,) integer classes, or (N, C) zeros and ones.
         num_classes: C.
+
+    Returns:
+        (C,) float32: in inverse proportion to frequency, 1 on average over the examples; for multi-label data
+        negatives / positives of each class.
     """
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
-    weights = counts.sum() / (num_classes * np.maximum(counts, 1))
+    if labels.ndim == 2:
+        counts = labels.sum(axis=0)
+        weights = (len(labels) - counts) / np.maximum(counts, 1)
+    else:
+        counts = np.bincount(labels, minlength=num_classes)
+        weights = len(labels) / (num_classes * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 0.0).astype(np.float32)
 
 

@@ -79,7 +79,7 @@ def parse(task: Task, arguments: Sequence[str]) -> RunConfig:
     try:
         return _build(task, parser.parse_args(line))
     except ArgumentError as error:
-        raise UsageError(_sentence(str(error), known)) from error
+        raise UsageError(_sentence(str(error), known, line)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -187,9 +187,11 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
             recipes.append(find_recipe(value))
             continue
         if name == "resume" and value not in ("auto", "never"):
-            resumed = [_stored_config(Path(value))]
-            given.append(f"--run_dir={value}")
+            resumed = [_stored_config(Path(value).expanduser())]
+            given.insert(0, f"--run_dir={value}")
         given.append(f"--{name}={value}")
+    if resumed and len({word for word in given if word.startswith("--run_dir=")}) > 1:
+        raise UsageError("--resume PATH goes on in that folder; leave out --run_dir, or give the same folder.")
     return resumed + recipes, given
 
 
@@ -212,6 +214,9 @@ def _stored_config(run_dir: Path) -> Path:
 def _checked_recipe(task: Task, path: Path, known: dict[str, Flag]) -> dict[str, object]:
     settings = read_recipe(path)
     job = settings.pop("job", task.name)
+    for name in ("resume", "dry_run"):
+        if name in settings:
+            raise UsageError(f"The recipe {path} sets {name}, which belongs on the command line as --{name}.")
     if job != task.name:
         raise UsageError(f"The recipe {path} is for the job {job}, not for {task.name}.")
     for name in settings:
@@ -233,12 +238,12 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _sentence(message: str, known: dict[str, Flag]) -> str:
+def _sentence(message: str, known: dict[str, Flag], line: Sequence[str]) -> str:
     """Jsonargparse's complaint about a value, in a sentence."""
     for flag in known.values():
         if f'"{flag.name}"' in message or f"--{flag.name}:" in message:
-            came = message.rsplit("Got value: ", 1)[-1].strip().splitlines()[0]
-            return f"--{flag.name} must be {flag.kind}, got {came}."
+            came = [word.partition("=")[2] for word in line if word.startswith(f"--{flag.name}=")]
+            return f"--{flag.name} must be {flag.kind}, got {came[-1] if came else 'nothing'!r}."
     return " ".join(message.split())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tfbig.config import RunConfig
+from tfbig.errors import DivergedError
 from tfbig.pipelines._export import export_version
 from tfbig.training.task import Task
 
@@ -41,6 +42,8 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
         learner = assembly.learner
         one_step = batches(assembly.train, assembly.plan, augment=assembly.augment).take(1)
         history = learner.fit(one_step, shuffle=False, verbose=0).history
+        if not np.isfinite(history["loss"][0]):
+            raise DivergedError("The loss of the first step is not finite; try a lower --train.learning_rate.")
         with tempfile.TemporaryDirectory() as folder:
             export_version(task, assembly, Path(folder))
     counted = cast(dict[str, dict[str, object]], splits.manifest.get("splits", {}))

@@ -13,17 +13,6 @@ if TYPE_CHECKING:
 _NUM_SAMPLES = 16
 
 
-def check_export_folder(directory: Path) -> None:
-    """Refuses a folder that cannot be written before the hours of work that would go into it.
-
-    Raises:
-        EnvironmentFault: It cannot be made or written.
-    """
-    from tfbig.serving.staging import check_writable
-
-    check_writable(directory)
-
-
 def export_version(task: Task, assembly: Assembly, directory: Path) -> Path:
     """Writes the next version, checked against the network on examples from all over the test split.
 

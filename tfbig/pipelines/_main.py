@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, cast
@@ -17,7 +17,7 @@ from tfbig.config import RunConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
-from tfbig.pipelines._export import check_export_folder, export_version
+from tfbig.pipelines._export import export_version
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
 from tfbig.training.conflicts import check_conflicts
@@ -79,11 +79,14 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
     logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     import_tensorflow()
+    if config.export.dir:
+        from tfbig.serving.staging import check_writable
+
+        # Before the hours of work that would go into it.
+        check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
         return dry_run(task, config)
-    path = Path(config.run_dir or f"runs/{_run_name(task, config)}")
-    if config.export.dir:
-        check_export_folder(Path(config.export.dir))
+    path = Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
         if finished is not None:
@@ -110,12 +113,15 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
         assembly = assemble(task, config, task.load(config), strategy)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
+        if config.resume == "never":
+            run_directory.clear()
+        _refuse_other_data(assembly.splits.manifest, run_directory)
         run_directory.write_text("config.yaml", to_yaml(task, config))
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         ledger = fit(assembly, config, run_directory)
         evaluation = _judge(assembly, config, run_directory, ledger.history)
-        exported = export_version(task, assembly, Path(config.export.dir)) if config.export.dir else None
+        exported = export_version(task, assembly, Path(config.export.dir).expanduser()) if config.export.dir else None
     figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
     metrics = {f"test_{name}": figure["value"] for name, figure in figures.items()}
     result: dict[str, object] = {
@@ -127,6 +133,16 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
     run_directory.update_status("done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), result=result)
     _write_card(run_directory)
     return result
+
+
+def _refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirectory) -> None:
+    """A run goes on with the data it began with, or not at all."""
+    before = run_directory.read_json("data_manifest.json").get("fingerprint")
+    if before is not None and before != manifest.get("fingerprint"):
+        raise UsageError(
+            f"The data has changed since the run in {run_directory.path} began; choose another --run_dir, or train it "
+            "anew with --resume never."
+        )
 
 
 def _judge(
@@ -173,9 +189,7 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
         UsageError: The folder's run has another configuration.
     """
     stored = run_directory.path / "config.yaml"
-    if config.resume == "never":
-        run_directory.clear()
-    if not stored.exists():
+    if config.resume == "never" or not stored.exists():
         return None
     there = {name: str(value) for name, value in read_recipe(stored).items() if name != "job"}
     here = {name: str(value) for name, value in _dotted_config(task, config).items()}

@@ -90,15 +90,16 @@ class Progression(keras.callbacks.Callback):
     def __init__(self, ledger: Ledger, monitor: Monitor, run: RunDirectory) -> None:
         super().__init__()
         self._ledger, self._monitor, self._run = ledger, monitor, run
-        self._began = 0.0
+        self._counted_at = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Notes the time."""
-        self._began = time.monotonic()
+        self._counted_at = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Counts the step."""
         self._ledger.step += 1
+        self._count_time()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Adds the epoch's row."""
@@ -108,7 +109,7 @@ class Progression(keras.callbacks.Callback):
                 raise DivergedError(
                     f"{name} is {value} after step {ledger.global_step}; try a lower --train.learning_rate."
                 )
-        ledger.seconds += time.monotonic() - self._began
+        self._count_time()
         ledger.epoch, ledger.step = epoch + 1, 0
         rate = float(self.model.optimizer.learning_rate)
         ledger.history.append(
@@ -123,6 +124,10 @@ class Progression(keras.callbacks.Callback):
         self._run.write_history(ledger.history)
         if self._monitor.is_over(ledger.history):
             self.model.stop_training = True
+
+    def _count_time(self) -> None:
+        before, self._counted_at = self._counted_at, time.monotonic()
+        self._ledger.seconds += self._counted_at - before
 
 
 class DivergenceGuard(keras.callbacks.Callback):
@@ -160,7 +165,7 @@ class MovingAverage(keras.callbacks.Callback):
         self._live = [variable.value for variable in network.trainable_variables]
         self.averages = [tf.Variable(value, trainable=False) for value in self._live]
         self._decay = decay
-        self._update = tf.function(self._move)
+        self._update = tf.function(self._move, autograph=False)
 
     def _move(self, step: tf.Tensor) -> None:
         kept = tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
@@ -255,33 +260,42 @@ class Signals:
 class Saver(keras.callbacks.Callback):
     """Writes checkpoints: at each epoch's end, every so often within one, and when a signal asks to stop. Comes last.
 
+    The last step of an epoch is left to the epoch's end: a checkpoint between the two would have nothing to go on
+    with in that epoch.
+
     Args:
         save: Writes one.
+        ledger: Says where the run is.
         guard: Looked at first, so that no diverged weights are kept.
         signals: Asks to stop.
         every_s: Seconds between checkpoints within an epoch.
     """
 
     def __init__(
-        self, save: Callable[[], None], guard: DivergenceGuard, signals: Signals, *, every_s: float
+        self, save: Callable[[], None], ledger: Ledger, guard: DivergenceGuard, signals: Signals, *, every_s: float
     ) -> None:
         super().__init__()
-        self._save, self._guard, self._signals, self._every_s = save, guard, signals, every_s
-        self._saved_at = time.monotonic()
+        self._save, self._ledger, self._guard, self._signals = save, ledger, guard, signals
+        self._every_s, self._saved_at = every_s, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Saves where it is time, or where the run is to stop."""
-        stop = self._signals.received is not None
-        if stop or time.monotonic() - self._saved_at >= self._every_s:
+        if self._ledger.step == self._ledger.steps_per_epoch:
+            return
+        if self._signals.received is not None or time.monotonic() - self._saved_at >= self._every_s:
             self._write()
-        if stop:
-            raise Interrupted("Stopped on request with everything saved; the same command goes on from here.")
+        self._stop_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Saves."""
+        """Saves, and stops where a signal came meanwhile."""
         self._write()
+        self._stop_if_asked()
 
     def _write(self) -> None:
         self._guard.check()
         self._save()
         self._saved_at = time.monotonic()
+
+    def _stop_if_asked(self) -> None:
+        if self._signals.received is not None:
+            raise Interrupted("Stopped on request with everything saved; the same command goes on from here.")

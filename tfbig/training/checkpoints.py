@@ -45,7 +45,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         for index, array in enumerate(members)
     }
     arrays[_META] = np.frombuffer(json.dumps(checkpoint.meta).encode(), np.uint8)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # One name for all: what a kill leaves is replaced by the next checkpoint.
+    partial = path.with_name(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -73,7 +74,7 @@ def read(path: Path) -> Checkpoint:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(arrays.pop(_META).tobytes())
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     groups: dict[str, list[np.ndarray]] = {}
     for name in sorted(arrays):

@@ -23,6 +23,7 @@ def describe(*, devices: Sequence[str], num_replicas: int) -> dict[str, object]:
     return {
         "tfbig": tfbig.__version__,
         "command": sys.argv,
+        "module": getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

@@ -9,23 +9,23 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
+from typing import cast
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfbig.config import RunConfig, flatten
 from tfbig.data.splits import Augment, IndexPlan, Split, Splits, batches
-from tfbig.errors import UsageError
-from tfbig.gradients.rule import mean_gradient
+from tfbig.errors import EnvironmentFault, UsageError
+from tfbig.gradients.rule import clipped, mean_gradient
 from tfbig.networks.adapters import split_frozen
 from tfbig.objectives.supervised import Objective
 from tfbig.training import callbacks, checkpoints, features
-from tfbig.training.checkpoints import Checkpoint
 from tfbig.training.learner import Learner
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
 from tfbig.training.progress import progress
-from tfbig.training.run_directory import RunDirectory, now
+from tfbig.training.run_directory import RunDirectory
+from tfbig.training.state import RunState
 from tfbig.training.task import Task
 from tfbig.training.tensorboard import TensorBoardLog
 
@@ -85,7 +85,9 @@ def assemble(task: Task, config: RunConfig, splits: Splits, strategy: tf.distrib
             validation = validation and features.extract(trunk, validation, batch_size=config.data.batch_size)
         plan = IndexPlan(len(train), config.data.batch_size, seed=config.runtime.seed)
         objective = task.objective(config, splits)
-        learner = Learner(trained, objective, mean_gradient)
+        clip_norm = config.train.clip_norm
+        rule = mean_gradient if clip_norm is None else clipped(mean_gradient, clip_norm)
+        learner = Learner(trained, objective, rule)
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
@@ -112,12 +114,12 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
     average = None
     if config.train.ema_decay is not None:
         average = callbacks.MovingAverage(assembly.learner.network, config.train.ema_decay)
-    state = _State(assembly, ledger, average, run)
+    state = RunState(assembly.learner, ledger, average, run.checkpoints)
     state.restore()
     run.write_history(ledger.history)
     if ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history):
-        run.update_status("running", started=run.read_json("status.json").get("started", now()))
-        _train(assembly, config, run, ledger, monitor, average, state)
+        run.update_status("running")
+        _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state)
     _use_final_weights(assembly, config, run, average)
     return ledger
 
@@ -126,10 +128,11 @@ def _train(
     assembly: Assembly,
     config: RunConfig,
     run: RunDirectory,
+    *,
     ledger: callbacks.Ledger,
     monitor: callbacks.Monitor,
     average: callbacks.MovingAverage | None,
-    state: _State,
+    state: RunState,
 ) -> None:
     """Runs Keras's fit: once for the rest of a half-done epoch, once for all whole ones."""
     learner, signals, guard = assembly.learner, callbacks.Signals(), callbacks.DivergenceGuard()
@@ -141,7 +144,8 @@ def _train(
     if config.train.keep == "best" and assembly.validation is not None:
         best = run.checkpoints / _BEST
         chain.append(callbacks.KeepBest(learner.network, ledger, monitor, best, average))
-    chain += [bar, board, state, callbacks.Saver(state.save, guard, signals, every_s=config.train.checkpoint_every_s)]
+    saver = callbacks.Saver(state.save, ledger, guard, signals, every_s=config.train.checkpoint_every_s)
+    chain += [bar, board, state, saver]
 
     validation = None
     if assembly.validation is not None:
@@ -161,62 +165,6 @@ def _train(
             )
 
 
-class _State(keras.callbacks.Callback):
-    """Saves and restores all that a run needs to go on as if it had never stopped."""
-
-    def __init__(
-        self,
-        assembly: Assembly,
-        ledger: callbacks.Ledger,
-        average: callbacks.MovingAverage | None,
-        run: RunDirectory,
-    ) -> None:
-        super().__init__()
-        self._ledger, self._folder = ledger, run.checkpoints
-        learner = assembly.learner
-        self._groups: dict[str, list] = {
-            "network": learner.network.variables,
-            "optimizer": learner.optimizer.variables,
-            "metrics": learner.metrics_variables,
-            "averages": [] if average is None else average.averages,
-        }
-        # Keras resets the metrics when an epoch begins, also one that is half done.
-        self._half_epoch_metrics: list[np.ndarray] = []
-
-    def save(self) -> None:
-        """Writes a checkpoint of this moment."""
-        ledger = self._ledger
-        groups = {name: [np.asarray(variable) for variable in members] for name, members in self._groups.items()}
-        meta = {
-            "epoch": ledger.epoch,
-            "step": ledger.step,
-            "history": ledger.history,
-            "seconds": ledger.seconds,
-        }
-        checkpoints.save(self._folder, ledger.global_step, Checkpoint(groups, meta))
-
-    def restore(self) -> None:
-        """Goes back to the newest whole checkpoint; does nothing where there is none."""
-        checkpoint = checkpoints.load_latest(self._folder)
-        if checkpoint is None:
-            return
-        for name, members in self._groups.items():
-            if name != "metrics":
-                checkpoints.assign(name, members, checkpoint.groups.get(name, []))
-        ledger = self._ledger
-        ledger.epoch, ledger.step = checkpoint.meta["epoch"], checkpoint.meta["step"]
-        ledger.history, ledger.seconds = checkpoint.meta["history"], checkpoint.meta["seconds"]
-        if ledger.step:
-            self._half_epoch_metrics = list(checkpoint.groups["metrics"])
-        log.info("going on from epoch %d, step %d", ledger.epoch + 1, ledger.step)
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Puts the metrics of a half-done epoch back."""
-        if self._half_epoch_metrics:
-            checkpoints.assign("metrics", self._groups["metrics"], self._half_epoch_metrics)
-            self._half_epoch_metrics = []
-
-
 def _split(network: keras.Model, splits: Splits) -> tuple[keras.Model | None, keras.Model]:
     """A frozen trunk and the rest, where the trunk's features fit in memory."""
     trunk, rest = split_frozen(network)
@@ -234,7 +182,7 @@ def _optimizer(config: RunConfig, trained: keras.Model, plan: IndexPlan) -> kera
     train = config.train
     num_steps = train.epochs * plan.steps_per_epoch
     schedule = WarmupCosine(
-        config.learning_rate,
+        cast(float, train.learning_rate),
         num_steps=num_steps,
         warmup_steps=min(train.warmup_steps, num_steps - 1),
         falls=train.schedule == "cosine",
@@ -244,8 +192,7 @@ def _optimizer(config: RunConfig, trained: keras.Model, plan: IndexPlan) -> kera
         train.optimizer,
         learning_rate=schedule,
         momentum=train.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=train.clip_norm,
+        weight_decay=cast(float, train.weight_decay),
         undecayed=without_decay(trained.trainable_variables),
         slow=trained.get_layer("backbone").trainable_variables if scale != 1.0 else (),
         slow_scale=scale,
@@ -282,6 +229,10 @@ def _use_final_weights(
     """Leaves in the network what is to be evaluated: the best epoch, the average, or the last step."""
     best = run.checkpoints / _BEST
     if config.train.keep == "best" and assembly.validation is not None:
-        checkpoints.assign("network", assembly.learner.network.variables, checkpoints.read(best).groups["network"])
+        try:
+            kept = checkpoints.read(best)
+        except ValueError as error:
+            raise EnvironmentFault(f"{error}; --resume never trains this run again.") from error
+        checkpoints.assign("network", assembly.learner.network.variables, kept.groups["network"])
     elif average is not None:
         average.swap()

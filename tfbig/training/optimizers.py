@@ -47,7 +47,6 @@ def make_optimizer(
     learning_rate: WarmupCosine,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
-    clip_norm: float | None = None,
     undecayed: Iterable[keras.Variable] = (),
     slow: Iterable[keras.Variable] = (),
     slow_scale: float = 1.0,
@@ -59,9 +58,8 @@ def make_optimizer(
         learning_rate: The schedule.
         momentum: For sgd, 0 to below 1.
         weight_decay: Decoupled, at least 0.
-        clip_norm: Gradients are scaled down to this global norm.
         undecayed: Variables without weight decay.
-        slow: Variables whose learning rate is multiplied by `slow_scale`.
+        slow: Variables whose learning rate, and so whose decay, is multiplied by `slow_scale`.
         slow_scale: Above 0.
 
     Returns:
@@ -69,24 +67,33 @@ def make_optimizer(
     """
     base = _OPTIMIZERS[name]
     extra = {"momentum": momentum} if name == "sgd" else {}
+    undecayed, slow = list(undecayed), list(slow)
     slow_ids = frozenset(id(variable) for variable in slow) if slow_scale != 1.0 else frozenset()
 
+    undecayed_ids = frozenset(id(variable) for variable in undecayed)
+
     class Scaled(base):  # type: ignore[misc, valid-type]
-        """The optimizer, with a learning rate of its own for slow variables."""
+        """The optimizer, with a learning rate and a decay of their own for slow variables."""
 
         def update_step(
             self, gradient: keras.KerasTensor, variable: keras.Variable, learning_rate: keras.KerasTensor
         ) -> None:
             # TensorFlow hands over its own variable, on several devices a part of it; the index tells which it is.
             whole = self._trainable_variables[self._get_variable_index(variable)]
-            scale = slow_scale if id(whole) in slow_ids else 1.0
-            super().update_step(gradient, variable, learning_rate * scale)
+            if id(whole) not in slow_ids:
+                super().update_step(gradient, variable, learning_rate)
+                return
+            rate = learning_rate * slow_scale
+            if id(whole) not in undecayed_ids:
+                self.assign_sub(variable, variable * keras.ops.cast(rate * weight_decay, variable.dtype))
+            super().update_step(gradient, variable, rate)
 
     optimizer = (Scaled if slow_ids else base)(
-        learning_rate=learning_rate, weight_decay=weight_decay, global_clipnorm=clip_norm, name=name, **extra
+        learning_rate=learning_rate, weight_decay=weight_decay, name=name, **extra
     )
     if weight_decay:
-        optimizer.exclude_from_weight_decay(var_list=list(undecayed))
+        # Slow variables decay in their own update.
+        optimizer.exclude_from_weight_decay(var_list=[*undecayed, *(slow if slow_ids else ())])
     return optimizer
 
 

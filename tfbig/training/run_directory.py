@@ -10,15 +10,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from tfbig.errors import EnvironmentFault, UsageError
 
 _LOCK = ".lock"
+_FILES = (
+    "config.yaml", "environment.json", "status.json", "metrics.jsonl", "data_manifest.json", "evaluation.json",
+    "predictions.csv", "report.html", "MODEL_CARD.md", "dp.json",
+)  # fmt: skip
+_FOLDERS = ("checkpoints", "tensorboard")
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -47,7 +56,7 @@ class RunDirectory:
         Raises:
             EnvironmentFault: The disk is full or the folder cannot be written.
         """
-        partial = self.path / f".{name}.{os.getpid()}"
+        partial = self.path / f".{name}.partial"
         try:
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.path / name)
@@ -62,24 +71,32 @@ class RunDirectory:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, object]:
-        """A JSON file of this run; empty where there is none."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """A JSON file of this run; empty where there is none, or where it is damaged."""
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged and will be written anew: %s", self.path / name, error)
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def update_status(self, state: str, **facts: object) -> None:
-        """Adds to status.json: `state` is running, interrupted, failed or done."""
-        self.write_json("status.json", {**self.read_json("status.json"), "state": state, **facts})
+        """Writes status.json: `state` is running, interrupted, failed or done; when the run began is kept."""
+        started = self.read_json("status.json").get("started", now())
+        self.write_json("status.json", {"state": state, "started": started, **facts})
 
     def write_history(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Writes metrics.jsonl, one line an epoch."""
         self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def clear(self) -> None:
-        """Removes what an earlier run left here; the folder stays."""
-        for entry in self.path.iterdir():
-            if entry.name == _LOCK:
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Removes a run's files, and nothing that is not one."""
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            folder = self.path / name
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -90,27 +107,34 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
         UsageError: Another run holds it, or it is a folder of something else.
         EnvironmentFault: It cannot be made or written.
     """
-    _refuse_foreign(path)
-    existed = path.exists()
     try:
+        _refuse_foreign(path)
+        existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / _LOCK).open("a")
     except OSError as error:
         raise EnvironmentFault(_unwritable(path, error)) from error
+    with lock:
+        _lock(lock, path)
+        try:
+            yield RunDirectory(path)
+        finally:
+            # A run that failed before it wrote anything leaves nothing.
+            if not existed and [entry.name for entry in path.iterdir()] == [_LOCK]:
+                shutil.rmtree(path)
+
+
+def _lock(file: IO[str], path: Path) -> None:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise UsageError(
-            f"Another run is using {path}; wait until it ends, or choose another --run_dir."
-        ) from error
-    try:
-        yield RunDirectory(path)
-    finally:
-        lock.close()
-        # A run that failed before it wrote anything leaves nothing.
-        if not existed and [entry.name for entry in path.iterdir()] == [_LOCK]:
-            shutil.rmtree(path)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The run before may have removed the folder between the opening and the locking.
+        mine = os.path.samestat(os.fstat(file.fileno()), (path / _LOCK).stat())
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    except OSError as error:
+        raise EnvironmentFault(_unwritable(path, error)) from error
+    if not mine:
+        raise UsageError(f"Another run is using {path}; wait until it ends, or choose another --run_dir.")
 
 
 def now() -> str:
@@ -122,12 +146,18 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--run_dir must be a folder, but {path} is a file; choose another one.")
     if path.is_dir():
-        names = {entry.name for entry in path.iterdir()}
-        if names and not names & {"config.yaml", _LOCK}:
+        names = {entry.name for entry in path.iterdir()} - {_LOCK}
+        if names and not _is_run(path):
             raise UsageError(
                 f"--run_dir {path} holds files that are not a run's ({', '.join(sorted(names)[:3])}); choose an empty "
                 "or a new folder."
             )
+
+
+def _is_run(path: Path) -> bool:
+    """A run's config.yaml begins with its job."""
+    config = path / "config.yaml"
+    return config.is_file() and config.read_bytes().startswith(b"job: ")
 
 
 def _unwritable(path: Path, error: OSError) -> str:

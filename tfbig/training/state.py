@@ -1,0 +1,80 @@
+"""What a checkpoint of a run holds: network, optimizer, metrics, average, position and history."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfbig.training import checkpoints
+from tfbig.training.callbacks import Ledger, MovingAverage
+from tfbig.training.checkpoints import Checkpoint
+from tfbig.training.learner import Learner
+
+log = logging.getLogger(__name__)
+
+
+class RunState(keras.callbacks.Callback):
+    """Saves and restores all that a run needs to go on as if it had never stopped.
+
+    Args:
+        learner: Built, with its optimizer.
+        ledger: Where the run is; `restore` moves it.
+        average: The moving average, where there is one.
+        folder: Of the checkpoints.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        ledger: Ledger,
+        average: MovingAverage | None,
+        folder: Path,
+    ) -> None:
+        super().__init__()
+        self._learner, self._ledger, self._average, self._folder = learner, ledger, average, folder
+        # Keras resets the metrics when an epoch begins, also one that is half done.
+        self._half_epoch_metrics: list[np.ndarray] = []
+
+    def save(self) -> None:
+        """Writes a checkpoint of this moment."""
+        ledger = self._ledger
+        groups = {name: [np.asarray(variable) for variable in members] for name, members in self._groups().items()}
+        meta = {
+            "epoch": ledger.epoch,
+            "step": ledger.step,
+            "history": ledger.history,
+            "seconds": ledger.seconds,
+        }
+        checkpoints.save(self._folder, ledger.global_step, Checkpoint(groups, meta))
+
+    def restore(self) -> None:
+        """Goes back to the newest whole checkpoint; does nothing where there is none."""
+        checkpoint = checkpoints.load_latest(self._folder)
+        if checkpoint is None:
+            return
+        for name, members in self._groups().items():
+            if name != "metrics":
+                checkpoints.assign(name, members, checkpoint.groups.get(name, []))
+        ledger = self._ledger
+        ledger.epoch, ledger.step = checkpoint.meta["epoch"], checkpoint.meta["step"]
+        ledger.history, ledger.seconds = checkpoint.meta["history"], checkpoint.meta["seconds"]
+        if ledger.step:
+            self._half_epoch_metrics = list(checkpoint.groups["metrics"])
+        log.info("going on from epoch %d, step %d", ledger.epoch + 1, ledger.step)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Puts the metrics of a half-done epoch back."""
+        if self._half_epoch_metrics:
+            checkpoints.assign("metrics", self._groups()["metrics"], self._half_epoch_metrics)
+            self._half_epoch_metrics = []
+
+    def _groups(self) -> dict[str, list]:
+        return {
+            "network": self._learner.network.variables,
+            "optimizer": self._learner.optimizer.variables,
+            "metrics": self._learner.metrics_variables,
+            "averages": [] if self._average is None else self._average.averages,
+        }
