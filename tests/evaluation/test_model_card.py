@@ -17,7 +17,7 @@ def run_dir(tmp_path):
         np.array([0, 1, 1, 0]), np.array([[0.8, 0.2], [0.4, 0.6], [0.9, 0.1], [0.7, 0.3]]), class_names=["猫", "a|b"]
     )
     files = {
-        "environment.json": {"python": "3.11.9", "command": ["/somewhere/tfbig/pipelines/image_finetune.py"]},
+        "environment.json": {"python": "3.11.9", "module": "tfbig.pipelines.image_finetune"},
         "status.json": {"state": "done", "started": "2026-01-01T00:00:00+00:00"},
         "evaluation.json": report,
         "data_manifest.json": {
@@ -27,7 +27,8 @@ def run_dir(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": "digits"}, "runtime": {"seed": 3}}))
+    config = {"job": "image_finetune", "data": {"source": "digits"}, "runtime": {"seed": 3}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 20, "seconds": 1.0}\n{"epoch": 2, "step": 40}\n')
     return tmp_path
 

@@ -188,7 +188,7 @@ def _limits(record: RunRecord) -> list[str]:
 
 
 def _reproduce(record: RunRecord) -> list[str]:
-    if not record.config or not record.job:
+    if not record.config or not record.module:
         return [f"Command: {_NOT_STATED}."]
     return [
         "With config.yaml of this run, the same data and the same versions:",

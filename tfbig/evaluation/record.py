@@ -63,9 +63,10 @@ class RunRecord:
         return None if job is None else str(job)
 
     @property
-    def module(self) -> str:
-        """What `python -m` runs the job by."""
-        return str(self.environment.get("module") or f"tfbig.pipelines.{self.job}")
+    def module(self) -> str | None:
+        """What `python -m` runs the job by; None where that is not known."""
+        module = self.environment.get("module")
+        return None if module is None else str(module)
 
     @property
     def metrics(self) -> dict[str, dict[str, object]]:
