@@ -46,7 +46,8 @@ def test_rows_that_fill_up_a_batch_are_never_counted(batch_size):
 
 def test_multi_label_probabilities_are_sigmoids():
     logits = np.array([[-2.0, 0.0, 3.0]], np.float32)
-    split = array_split(logits, np.array([[0.0, 1.0, 1.0]], np.float32))
+    # Exactly 0.5 is no label, as in the export and in the metrics while training.
+    split = array_split(logits, np.array([[0.0, 0.0, 1.0]], np.float32))
     spec = spec_of(3, multi_label=True)
     evaluation = evaluate(identity_network(3), split, spec, batch_size=2)
     np.testing.assert_allclose(evaluation.probabilities, tf.sigmoid(logits), rtol=1e-6)
