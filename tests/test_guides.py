@@ -74,3 +74,12 @@ def test_every_command_of_the_readme_parses(project_root: Path, page: str) -> No
 
 def _joined(block: str) -> list[str]:
     return [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_no_page_has_a_gap_or_a_dead_link(project_root: Path) -> None:
+    pages = sorted(project_root.glob("*.md")) + sorted((project_root / "docs").rglob("*.md"))
+    for page in [*pages, project_root / "pipelines" / "README.md", project_root / "saved_models" / "README.md"]:
+        text = page.read_text()
+        assert "@@" not in text, page
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page} links to {target}"
