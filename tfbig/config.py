@@ -63,7 +63,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         _fraction("data.validation_fraction", self.validation_fraction)
         _fraction("data.test_fraction", self.test_fraction)
-        _at_least("data.batch_size", self.batch_size, 1)
+        _require(1 <= self.batch_size <= 65536, "data.batch_size", "between 1 and 65536", self.batch_size)
+        for name in ("source", "dir"):
+            _require(getattr(self, name) != "", f"data.{name}", "not empty", "")
         _at_least("data.limit", self.limit, 1)
         _at_least("data.image_size", self.image_size, 8, " pixels")
 
@@ -92,7 +94,10 @@ class ModelConfig:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("model.hidden_units", self.hidden_units, 1)
+        _require(
+            self.hidden_units is None or 1 <= self.hidden_units <= 65536,
+            "model.hidden_units", "between 1 and 65536", self.hidden_units,
+        )  # fmt: skip
         _fraction("model.dropout", self.dropout)
 
 
@@ -207,6 +212,9 @@ class ExportConfig:
 
     dir: str | None = None
 
+    def __post_init__(self) -> None:
+        _require(self.dir != "", "export.dir", "not empty", "")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -237,6 +245,7 @@ class RunConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.run_dir != "", "run_dir", "not empty", "")
         # Filled in here, so that a run records the numbers it used, and a later default does not change it.
         head = self.adapt.mode == "head"
         hidden = head and self.model.hidden_units is not None

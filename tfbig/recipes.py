@@ -74,6 +74,8 @@ def read_recipe(path: Path) -> dict[str, object]:
         if "'\\t'" in problem:
             problem = "it has a tab; indent with spaces"
         raise UsageError(f"The recipe {path}{where}: {problem}.") from error
+    except RecursionError as error:
+        raise UsageError(f"The recipe {path} is nested too deeply.") from error
     except yaml.YAMLError as error:
         raise UsageError(f"The recipe {path} is not YAML: {error}.") from error
     if not isinstance(content, dict):

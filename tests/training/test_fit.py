@@ -154,9 +154,9 @@ def test_patience_needs_a_validation_split(tmp_path: Path) -> None:
     no_validation = dataclasses.replace(TASK, load=lambda config: dataclasses.replace(_splits(config), validation=None))
     config = _config(early_stopping_patience=1)
     with open_run(tmp_path / "run") as run, runtime(strategy="none", precision="float32", seed=0) as strategy:
-        assembly = fit.assemble(no_validation, config, no_validation.load(config), strategy)
         with pytest.raises(UsageError, match="validation"):
-            fit.fit(assembly, config, run)
+            fit.assemble(no_validation, config, no_validation.load(config), strategy)
+    assert not run.path.exists()
 
 
 def test_monitor_prefers_the_first_of_equals_and_counts_from_it() -> None:

@@ -58,6 +58,9 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}; mend its permissions.") from error
     class_names = _class_names(path, found)
+    unreadable = [name.encode(errors="backslashreplace").decode() for name in class_names if not name.isprintable()]
+    if unreadable:
+        raise DataError(f"folder:{path} has class folders whose names are not plain UTF-8 text: {quoted(unreadable)}.")
     splits = {}
     for role, classes in found.items():
         paths = [p for name in class_names for p in classes.get(name, [])]
@@ -104,6 +107,8 @@ def read_csv(
             )
     texts = [[t.strip() for t in cell.split("|") if t.strip()] for cell in cells]
     class_names = class_order(text for row in texts for text in row)
+    if not class_names:
+        raise DataError(f"csv:{path} has no label in its column {label_column!r}; fill it.")
     number = {name: i for i, name in enumerate(class_names)}
     indices = [[number[text] for text in row] for row in texts]
     labels = multi_hot(indices, len(class_names)) if multi_label else np.array(indices, np.int32)[:, 0]
@@ -217,6 +222,8 @@ def _rows(path: str, needed: Sequence[str]) -> list[dict[str, str]]:
             rows = [{k: v.strip() for k, v in row.items() if isinstance(v, str)} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"csv:{path} cannot be read as UTF-8 CSV: {error}; save it as CSV in UTF-8.") from error
+    if len(set(columns)) < len(columns):
+        raise DataError(f"csv:{path} has two columns of one name among {quoted(columns)}; rename one.")
     for name in needed:
         if name not in columns:
             raise DataError(

@@ -51,8 +51,9 @@ def inspect(split: Split) -> Inspection:
     def examine(index: int) -> tuple[bytes, str | None]:
         try:
             content = split.payload(index)  # type: ignore[misc]
-        except OSError as error:
-            return b"", (error.strerror or str(error)).lower()
+        except (OSError, ValueError) as error:
+            # ValueError: a path with a NUL byte.
+            return b"", (getattr(error, "strerror", None) or str(error)).lower()
         return digest(content), _fault(content)
 
     _decode.get_concrete_function()  # traced before the threads ask for it

@@ -198,7 +198,7 @@ def _size(fixed: int | None, request: _Request) -> int:
 
 
 def _backbone(network: keras.Model, size: int, request: _Request, *, pretrained: bool = True) -> Backbone:
-    if len(network.outputs) != 1 or len(network.outputs[0].shape) != 2:
+    if len(network.outputs) != 1 or len(network.outputs[0].shape) != 2 or network.outputs[0].shape[1] is None:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in network.outputs)
         raise EnvironmentFault(
             f"{request.spec} must give one feature vector (B, D) an image, it gives {shapes}; take the module's "

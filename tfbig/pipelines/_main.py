@@ -62,6 +62,9 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
         return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), 75, debug)
     except Exception as error:
         # From any library: TensorFlow has its own exception for a full disk, and a bug may be anywhere.
+        if type(error).__name__ == "ResourceExhaustedError" or isinstance(error, MemoryError):
+            small = EnvironmentFault("The memory is too small; lower --data.batch_size, --data.image_size or the head.")
+            return _report(small, small.exit_code, debug)
         if "No space left on device" in str(error):
             full = EnvironmentFault("The disk is full; make room, and give the same command again to go on.")
             return _report(full, full.exit_code, debug)
@@ -97,7 +100,8 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
         except BaseException as error:
             if (path / "config.yaml").exists():
                 stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-                run_directory.update_status("interrupted" if stopped else "failed", reason=str(error), finished=now())
+                state, reason = "interrupted" if stopped else "failed", str(error) or "interrupted"
+                run_directory.update_status(state, reason=reason, finished=now())
             raise
 
 
@@ -115,6 +119,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
         if config.resume == "never":
             run_directory.clear()
+        run_directory.update_status("running")
         _refuse_other_data(assembly.splits.manifest, run_directory)
         run_directory.write_text("config.yaml", to_yaml(task, config))
         run_directory.write_json("environment.json", environment)
@@ -202,7 +207,8 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
         )
     status = run_directory.read_json("status.json")
     result = status.get("result")
-    if status.get("state") != "done" or not isinstance(result, dict) or export_there != export_here:
+    whole = isinstance(result, dict) and set(result) == {"run_dir", "export", "metrics", "epsilon"}
+    if status.get("state") != "done" or not isinstance(result, dict) or not whole or export_there != export_here:
         return None
     return result if result["export"] is None or Path(str(result["export"])).exists() else None
 

@@ -56,8 +56,8 @@ def predict(
         EnvironmentFault: The export is none, or has no such function.
         DataError: Some files could not be answered; the others were.
     """
-    if batch_size < 1:
-        raise UsageError(f"--batch_size must be at least 1, got {batch_size}.")
+    if not 1 <= batch_size <= 65536:
+        raise UsageError(f"--batch_size must be between 1 and 65536, got {batch_size}.")
     loaded = _load(newest_version(export))
     function = _function(loaded, export, signature)
     specs = function.structured_input_signature[1]

@@ -75,7 +75,10 @@ def read(path: Path) -> Checkpoint:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(arrays.pop(_META).tobytes())
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        log.debug("%s", path, exc_info=True)
+        raise ValueError(f"{path} is damaged ({type(error).__name__})") from error
+    if not isinstance(meta, dict) or not arrays:
+        raise ValueError(f"{path} is damaged: it does not say where the run was")
     groups: dict[str, list[np.ndarray]] = {}
     for name in sorted(arrays):
         groups.setdefault(name.rsplit(".", 1)[0], []).append(arrays[name])

@@ -74,6 +74,9 @@ def assemble(task: Task, config: RunConfig, splits: Splits, strategy: tf.distrib
             f"--data.batch_size {config.data.batch_size} must be a multiple of the {strategy.num_replicas_in_sync} "
             "devices that share each batch."
         )
+    objective = task.objective(config, splits)
+    # Before the work of computing features: it refuses patience without a validation split.
+    _monitor(objective, config, has_validation=splits.validation is not None)
     augment = task.augment(config, splits.spec)
     with strategy.scope():
         network = task.build(config, splits.spec)
@@ -84,7 +87,6 @@ def assemble(task: Task, config: RunConfig, splits: Splits, strategy: tf.distrib
             train = features.extract(trunk, train, batch_size=config.data.batch_size)
             validation = validation and features.extract(trunk, validation, batch_size=config.data.batch_size)
         plan = IndexPlan(len(train), config.data.batch_size, seed=config.runtime.seed)
-        objective = task.objective(config, splits)
         clip_norm = config.train.clip_norm
         rule = mean_gradient if clip_norm is None else clipped(mean_gradient, clip_norm)
         learner = Learner(trained, objective, rule)
@@ -110,7 +112,7 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
         Interrupted: A signal asked to stop; the state is saved.
     """
     ledger = callbacks.Ledger(steps_per_epoch=assembly.plan.steps_per_epoch)
-    monitor = _monitor(assembly, config)
+    monitor = _monitor(assembly.objective, config, has_validation=assembly.validation is not None)
     average = None
     if config.train.ema_decay is not None:
         average = callbacks.MovingAverage(assembly.learner.network, config.train.ema_decay)
@@ -199,14 +201,13 @@ def _optimizer(config: RunConfig, trained: keras.Model, plan: IndexPlan) -> kera
     )
 
 
-def _monitor(assembly: Assembly, config: RunConfig) -> callbacks.Monitor:
+def _monitor(objective: Objective, config: RunConfig, *, has_validation: bool) -> callbacks.Monitor:
     patience = config.train.early_stopping_patience
-    if assembly.validation is None and patience is not None:
+    if not has_validation and patience is not None:
         raise UsageError(
             "--train.early_stopping_patience needs a validation split; give --data.validation_fraction 0.1 with it."
         )
-    prefix = "" if assembly.validation is None else "val_"
-    return callbacks.Monitor(prefix + assembly.objective.monitor, assembly.objective.mode, patience)
+    return callbacks.Monitor(("val_" if has_validation else "") + objective.monitor, objective.mode, patience)
 
 
 def _tensorboard(
@@ -233,6 +234,6 @@ def _use_final_weights(
             kept = checkpoints.read(best)
         except ValueError as error:
             raise EnvironmentFault(f"{error}; --resume never trains this run again.") from error
-        checkpoints.assign("network", assembly.learner.network.variables, kept.groups["network"])
+        checkpoints.assign("network", assembly.learner.network.variables, kept.groups.get("network", []))
     elif average is not None:
         average.swap()
