@@ -4,8 +4,8 @@
     python tools/bench/label_efficiency.py --json
 
 Two arms on the same network, data and frame: `finetuned` starts from `bundled:glyphs`, `scratch` from fresh
-weights. Both are measured on the test split of the default run (seed 0), which nothing was tuned on; the
-seeds draw the labelled examples, the head, the fresh weights and the batches. The last line of stdout is
+weights. Both are measured on the test split of the default run (seed 0); the seeds draw the labelled
+examples, the head, the fresh weights and the batches. The last line of stdout is
 {"5": {"finetuned": mean, "scratch": mean}, "20": ..., "all": ...}.
 
 Each arm has its own settings for each number of labels, `SETTINGS`, found by `--search` without the test
@@ -81,10 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of a table")
     parser.add_argument("--seeds", type=int, default=5, help="draws of each figure (default %(default)s)")
-    parser.add_argument("--search", metavar="ARM:LABELS", help="try GRID for one arm, such as scratch:5")
+    searches = [":".join(pair) for pair in SETTINGS]
+    parser.add_argument("--search", choices=searches, help="try GRID for one arm and number of labels")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     splits = TASK.load(RunConfig(runtime=dataclasses.replace(RunConfig().runtime, seed=DATA_SEED)))
+    if args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {args.seeds}")
     if args.search:
         search(splits, *args.search.split(":"), num_seeds=args.seeds)
         return
