@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -97,6 +97,11 @@ class HubLayer(keras.layers.Layer):
         return height
 
     @property
+    def penalties(self) -> Sequence[Callable[[], tf.Tensor]]:
+        """The module's regularisation losses, functions of its weights alone; none where it is frozen."""
+        return tuple(getattr(self._module, "regularization_losses", None) or ()) if self.trainable else ()
+
+    @property
     def takes_integers(self) -> bool:
         """Whether the module takes integers, so that images can only mean grey levels 0 to 255."""
         return isinstance(self.module_input, tf.TensorSpec) and self.module_input.dtype.is_integer
@@ -114,9 +119,8 @@ class HubLayer(keras.layers.Layer):
         else:
             named = {spec.name: inputs} if isinstance(spec, tf.TensorSpec) else inputs
             outputs = self._module.signatures[self._signature](**named, **arguments)
-        if self.trainable:
-            for loss in getattr(self._module, "regularization_losses", None) or ():
-                self.add_loss(loss())
+        for penalty in self.penalties:
+            self.add_loss(penalty())
         return outputs if self._output is None else outputs[self._output]
 
     def get_config(self) -> dict[str, object]:

@@ -1,0 +1,148 @@
+"""What one variable contributes to each example's gradient, in the form that makes its norm cheap.
+
+DP-SGD needs two things of the per-example gradients: their norms, and their sum after clipping. Neither
+needs the gradients themselves. A dense kernel's per-example gradient is X_i^T G_i, of inputs X and output
+gradients G, whose norm follows from two small Gram matrices (Goodfellow 2015, arXiv 1510.01799; Li et al.
+2022, arXiv 2110.05679) and whose clipped sum is one matrix product ("book-keeping", Bu et al. 2023, arXiv
+2210.00038). Used by layers.py and convolutions.py; clipping.py puts the variables together. All arithmetic
+here is float32, also where the network computes in bfloat16, so that the norm is that of what is summed.
+
+Letters in shapes: B examples, T positions of an example, D inputs and P outputs of a kernel, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import tensorflow as tf
+
+
+class Contribution(Protocol):
+    """One variable's share of B per-example gradients."""
+
+    def squared_norms(self) -> tf.Tensor:
+        """(B,) float32 squared norms; called once, before `weighted_sum`."""
+
+    def weighted_sum(self, weights: tf.Tensor) -> tf.Tensor:
+        """The sum over examples, each times its weight (B,), in the variable's shape."""
+
+
+Contributions: TypeAlias = dict[int, Contribution]
+"""id of a variable -> its contribution."""
+
+
+class Materialised:
+    """Per-example gradients that are small enough to be held: biases, scales, positions.
+
+    Args:
+        gradients: (B, ...) any float type, behind B the variable's shape.
+    """
+
+    def __init__(self, gradients: tf.Tensor) -> None:
+        self._gradients = tf.cast(gradients, tf.float32)
+
+    def squared_norms(self) -> tf.Tensor:
+        """(B,) squared norms."""
+        return sum_of_squares(self._gradients)
+
+    def weighted_sum(self, weights: tf.Tensor) -> tf.Tensor:
+        """The weighted sum over examples."""
+        return tf.tensordot(weights, self._gradients, 1)
+
+
+class OuterProducts:
+    """Per-example gradients X_i^T G_i of a matrix.
+
+    Args:
+        inputs: (B, T, D), shapes static but for B.
+        output_gradients: (B, T, P).
+        finish: Brings the (D, P) sum into the variable's shape.
+    """
+
+    def __init__(
+        self,
+        inputs: tf.Tensor,
+        output_gradients: tf.Tensor,
+        finish: Callable[[tf.Tensor], tf.Tensor] = lambda matrix: matrix,
+    ) -> None:
+        self._inputs = tf.cast(inputs, tf.float32)
+        self._output_gradients = tf.cast(output_gradients, tf.float32)
+        self._finish = finish
+        self._products: tf.Tensor | None = None
+
+    def squared_norms(self) -> tf.Tensor:
+        """(B,) squared norms, by the cheapest of three ways."""
+        x, g = self._inputs, self._output_gradients
+        (t, d), p = x.shape[1:], g.shape[2]
+        if t == 1:
+            return sum_of_squares(x) * sum_of_squares(g)
+        if prefer_gram_matrices(t, d, p):
+            gram_x = tf.matmul(x, x, transpose_b=True)  # (B, T, T)
+            gram_g = tf.matmul(g, g, transpose_b=True)  # (B, T, T)
+            return tf.reduce_sum(gram_x * gram_g, axis=[1, 2])
+        self._products = tf.matmul(x, g, transpose_a=True)  # (B, D, P)
+        return sum_of_squares(self._products)
+
+    def weighted_sum(self, weights: tf.Tensor) -> tf.Tensor:
+        """The weighted sum over examples, from the products where they are there already."""
+        if self._products is not None:
+            return self._finish(sum_over_examples(weights, self._products))
+        x, g = self._inputs, self._output_gradients * weights[:, None, None]
+        flat_x, flat_g = tf.reshape(x, [-1, x.shape[2]]), tf.reshape(g, [-1, g.shape[2]])  # (B*T, D), (B*T, P)
+        return self._finish(tf.matmul(flat_x, flat_g, transpose_a=True))
+
+
+class EmbeddingRows:
+    """Per-example gradients of a lookup table: each position adds its gradient to the row of its id.
+
+    Args:
+        ids: (B, T) integers.
+        output_gradients: (B, T, P).
+        num_rows: V.
+    """
+
+    def __init__(self, ids: tf.Tensor, output_gradients: tf.Tensor, num_rows: int) -> None:
+        self._ids = tf.cast(ids, tf.int32)
+        self._output_gradients = tf.cast(output_gradients, tf.float32)
+        self._num_rows = num_rows
+
+    def squared_norms(self) -> tf.Tensor:
+        """(B,) squared norms; positions with the same id share a row."""
+        same_row = tf.cast(self._ids[:, :, None] == self._ids[:, None, :], tf.float32)  # (B, T, T)
+        gram = tf.matmul(self._output_gradients, self._output_gradients, transpose_b=True)  # (B, T, T)
+        return tf.reduce_sum(same_row * gram, axis=[1, 2])
+
+    def weighted_sum(self, weights: tf.Tensor) -> tf.Tensor:
+        """(V, P) weighted sum over examples."""
+        g = self._output_gradients * weights[:, None, None]
+        rows = tf.reshape(g, [-1, g.shape[2]])  # (B*T, P)
+        return tf.math.unsorted_segment_sum(rows, tf.reshape(self._ids, [-1]), self._num_rows)
+
+
+def prefer_gram_matrices(t: int, d: int, p: int) -> bool:
+    """Whether two (T, T) Gram matrices cost less than one (D, P) product, in arithmetic and in memory."""
+    return 2 * t * t < d * p and t * (d + p) < d * p
+
+
+def sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
+    """(B,) sums of squares over all axes but the first."""
+    return tf.reduce_sum(tf.square(tensor), axis=list(range(1, tensor.shape.rank)))
+
+
+def sum_over_examples(weights: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
+    """The weighted sum of (B, ...) over B as one matrix product, which is faster than a reduction."""
+    shape = products.shape[1:]
+    flat = tf.reshape(products, [-1, math.prod(shape)])
+    return tf.reshape(tf.matmul(weights[None, :], flat), shape)
+
+
+def by_position(tensor: tf.Tensor) -> tf.Tensor:
+    """(B, ..., C) as (B, T, C)."""
+    return tf.reshape(tensor, [-1, math.prod(tensor.shape[1:-1]), tensor.shape[-1]])
+
+
+def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The positions of several calls of one layer, one after the other: its gradients add up before the norm."""
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)

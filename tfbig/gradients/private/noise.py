@@ -1,0 +1,115 @@
+"""The noise of private training: a pure function of (secret, step, variable, replica).
+
+Independent Gaussian noise a step for DP-SGD (Abadi et al. 2016, arXiv 1607.00133), or noise whose running sum
+follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used by rule.py.
+
+Guarantees: no two draws of one secret share a random number. (step, variable, replica) is written into the
+second half of the seed without overlap; TensorFlow's stateless generator maps that half to a key and an
+offset of Philox by a bijection, so different triples begin different streams. A resumed run draws for each
+step what the interrupted one drew, or would have drawn. What the generator and floating-point numbers do not
+protect from is in docs/privacy.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Protocol
+
+import tensorflow as tf
+
+SECRET_BITS = 128
+_REPLICA_BITS, _VARIABLE_BITS = 10, 18
+MAX_STEPS = 2 ** (63 - _REPLICA_BITS - _VARIABLE_BITS)
+_KEY_MASK = 2**63 - 1
+_PHILOX = 1
+
+
+def draw_secret() -> int:
+    """A secret of SECRET_BITS bits from the operating system."""
+    return secrets.randbits(SECRET_BITS)
+
+
+class Noise(Protocol):
+    """Noise for the sum of one step's clipped gradients."""
+
+    def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
+        """A replica's share of standard normal noise, one float32 tensor a shape.
+
+        R replicas draw independently with a standard deviation of 1 / sqrt(R), so that their sum has 1.
+
+        Args:
+            shapes: Of the trained variables, in their order.
+            step: From 0, the same on all replicas.
+        """
+
+
+class GaussianNoise:
+    """Independent noise each step.
+
+    Args:
+        secret: From `draw_secret`; whoever knows it can take the noise away again.
+    """
+
+    def __init__(self, secret: int) -> None:
+        self._key = secret & _KEY_MASK
+
+    def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
+        """A replica's share."""
+        return _draws(self._key, shapes, tf.cast(step, tf.int64))
+
+
+class TreeNoise:
+    """Noise whose sum over steps 1 to t is that of the nodes that cover them in a binary tree.
+
+    The sum grows with log(t) instead of sqrt(t), so that no random sampling of examples is needed. Each step
+    gives the difference to the step before: one new node, and those that it replaces taken away. A node is drawn
+    anew from its last step's number when it is taken away, so the tree needs no memory, and a resumed run
+    none of the past. The tree begins anew each epoch, in which an example may take part once.
+
+    Args:
+        secret: From `draw_secret`.
+        steps_per_epoch: At least 1.
+    """
+
+    def __init__(self, secret: int, steps_per_epoch: int) -> None:
+        self._key = secret & _KEY_MASK
+        self._steps_per_epoch = steps_per_epoch
+
+    def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
+        """A replica's share of the difference between this step's running sum and the last one's."""
+        step = tf.cast(step, tf.int64)
+        in_epoch = step % self._steps_per_epoch + 1
+        begin = step - in_epoch
+        # Nodes end at in_epoch, in_epoch less its lowest bit, and so on down to 0.
+        kept_until = in_epoch - _lowest_bit(in_epoch)
+
+        def replace(end: tf.Tensor, noise: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            replaced = _draws(self._key, shapes, begin + end)
+            return end - _lowest_bit(end), [total - node for total, node in zip(noise, replaced, strict=True)]
+
+        new = _draws(self._key, shapes, begin + in_epoch)
+        _, noise = tf.while_loop(
+            lambda end, noise: end > kept_until, replace, (in_epoch - 1, new), parallel_iterations=1
+        )
+        return noise
+
+
+def _draws(key: int, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
+    context = tf.distribute.get_replica_context()
+    num_replicas = 1 if context is None else context.num_replicas_in_sync
+    replica = 0 if context is None else context.replica_id_in_sync_group
+    code = ((step << _VARIABLE_BITS) << _REPLICA_BITS) | tf.cast(replica, tf.int64)
+    draws = [_normal(shape, key, code | (index << _REPLICA_BITS)) for index, shape in enumerate(shapes)]
+    return draws if num_replicas == 1 else [draw / num_replicas**0.5 for draw in draws]
+
+
+def _normal(shape: Sequence[int], key: int, code: tf.Tensor) -> tf.Tensor:
+    """(shape) of standard normal numbers; tf.random.stateless_normal without its two passes for mean and spread."""
+    seed = tf.stack([tf.constant(key, tf.int64), code])
+    philox_key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    return tf.raw_ops.StatelessRandomNormalV2(shape=shape, key=philox_key, counter=counter, alg=_PHILOX)
+
+
+def _lowest_bit(number: tf.Tensor) -> tf.Tensor:
+    return number & -number
