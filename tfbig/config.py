@@ -79,6 +79,8 @@ class ModelConfig:
             keras:FILE or scratch:NAME.
         weights: apps and kerashub: imagenet (the published weights), none, or a weights file.
         hidden_units: Units of one hidden layer in the head; by default the head is linear.
+        norm: group puts group normalisation in place of BatchNorm in a network without weights, as private training
+            needs it; own leaves the network as it is.
         dropout: Share of features dropped before the head while training.
         signature: tfhub: call this signature of the module, such as serve, instead of the module itself.
         output: tfhub: key of the feature vector where the module gives a dict.
@@ -88,6 +90,7 @@ class ModelConfig:
     backbone: str = "bundled:glyphs"
     weights: str = "imagenet"
     hidden_units: int | None = None
+    norm: Literal["own", "group"] = "own"
     dropout: float = 0.0
     signature: str | None = None
     output: str | None = None
@@ -142,7 +145,8 @@ class TrainConfig:
         clip_norm: Gradients are scaled down to this global norm.
         ema_decay: Average the weights, keeping this share a step (0.99 to 0.9999), and use the average.
         early_stopping_patience: Stop after this many epochs without a better validation result.
-        keep: Weights that are evaluated and exported: best on validation, or last.
+        keep: Weights that are evaluated and exported: best on validation, or last; by default best, and last in
+            private training, where choosing by validation examples would not be covered.
         checkpoint_every_s: Seconds between checkpoints within an epoch; each epoch's end has one too.
         log_graph: Write the network's graph to TensorBoard.
         profile_steps: First and last step to profile for TensorBoard, such as [10, 20].
@@ -158,7 +162,7 @@ class TrainConfig:
     clip_norm: float | None = None
     ema_decay: float | None = None
     early_stopping_patience: int | None = None
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last"] | None = None
     checkpoint_every_s: float = 60.0
     log_graph: bool = False
     profile_steps: tuple[int, int] | None = None
@@ -178,6 +182,62 @@ class TrainConfig:
             first, last = self.profile_steps
             _require(0 <= first <= last, "train.profile_steps", "[first, last] with 0 <= first <= last",
                      list(self.profile_steps))
+
+
+@dataclass(frozen=True)
+class DpConfig:
+    """Differential privacy for each training example; off until target_epsilon or noise_multiplier is given.
+
+    Args:
+        target_epsilon: Privacy loss of the whole run, to which the noise is calibrated; 1 to 8 is usual.
+        noise_multiplier: In place of target_epsilon: the noise over l2_norm_clip; 0.5 to 10 is usual.
+        delta: Probability with which epsilon may not hold; well below 1 / training examples.
+        l2_norm_clip: Each example's gradient is scaled down to this norm; 0.1 to 10 is usual.
+        clip_quantile: Let the norm follow this quantile of the gradients' norms, privately, from l2_norm_clip on.
+        physical_batch_size: Examples computed at once over all devices, for memory; by default a quarter of
+            data.batch_size, which is then the expected number of examples a step.
+        sampling: poisson draws each example independently a step; shuffle earns no amplification, so a much larger
+            epsilon.
+        mechanism: gaussian is DP-SGD; tree is DP-FTRL, for data that cannot be sampled at random, with shuffle.
+        accountant: pld is the tighter one, rdp the older one.
+        max_epsilon: Stop before this epsilon is exceeded; what is trained by then is evaluated and exported.
+        ledger: File of the privacy budgets of datasets, over runs; each run is charged before it starts.
+        ledger_epsilon: The dataset's limit in the ledger, given when the dataset is first charged.
+    """
+
+    target_epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
+    l2_norm_clip: float = 1.0
+    clip_quantile: float | None = None
+    physical_batch_size: int | None = None
+    sampling: Literal["poisson", "shuffle"] = "poisson"
+    mechanism: Literal["gaussian", "tree"] = "gaussian"
+    accountant: Literal["pld", "rdp"] | None = None
+    max_epsilon: float | None = None
+    ledger: str | None = None
+    ledger_epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.target_epsilon is None or self.noise_multiplier is None,
+            "dp.target_epsilon", "given without dp.noise_multiplier, of which it is calibrated", self.target_epsilon,
+        )  # fmt: skip
+        for name in ("target_epsilon", "noise_multiplier", "max_epsilon", "ledger_epsilon", "l2_norm_clip"):
+            value = getattr(self, name)
+            usual = {"noise_multiplier": "0.5 to 10", "l2_norm_clip": "0.1 to 10"}.get(name, "1 to 8")
+            ok = value is None or (value > 0 and math.isfinite(value))
+            _require(ok, f"dp.{name}", f"above 0 ({usual} is usual)", value)
+        _require(0 < self.delta < 1, "dp.delta", "above 0 and below 1 (1e-5 is usual)", self.delta)
+        quantile = self.clip_quantile
+        _require(quantile is None or 0 < quantile < 1, "dp.clip_quantile", "above 0 and below 1", quantile)
+        _at_least("dp.physical_batch_size", self.physical_batch_size, 1)
+        _require(self.ledger != "", "dp.ledger", "not empty", "")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether training is to be private."""
+        return self.target_epsilon is not None or self.noise_multiplier is not None
 
 
 @dataclass(frozen=True)
@@ -225,6 +285,7 @@ class RunConfig:
         model: See ModelConfig.
         adapt: See AdaptConfig.
         train: See TrainConfig.
+        dp: See DpConfig.
         runtime: See RuntimeConfig.
         export: See ExportConfig.
         options: The job's own flags, an instance of its Task.options.
@@ -237,6 +298,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    dp: DpConfig = field(default_factory=DpConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     options: object = None
@@ -254,8 +316,11 @@ class RunConfig:
             rate = 1.5e-3 if hidden else 3e-3 if head else 1e-3
         if decay is None:
             decay = 0.1 if hidden else 0.03
-        train = replace(self.train, learning_rate=rate, weight_decay=decay)
+        keep = self.train.keep or ("last" if self.dp.is_private else "best")
+        train = replace(self.train, learning_rate=rate, weight_decay=decay, keep=keep)
         object.__setattr__(self, "train", train)
+        if self.dp.is_private and self.dp.accountant is None:
+            object.__setattr__(self, "dp", replace(self.dp, accountant="rdp" if self.dp.mechanism == "tree" else "pld"))
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:

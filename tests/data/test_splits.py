@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data.splits import IndexPlan, Split, array_split
+from tfbig.data.splits import IndexPlan, Split, array_split, batches
 
 
 @pytest.mark.parametrize("num_examples, batch_size", [(1, 1), (7, 3), (64, 64), (65, 64), (3, 8), (1000, 7)])
@@ -63,3 +63,47 @@ def test_a_subset_of_a_subset_keeps_everything_together() -> None:
     assert [part.payload(i) for i in range(2)] == [b"\x07", b"\x09"]
     fetched = list(tf.data.Dataset.range(2).map(part.fetch))
     np.testing.assert_array_equal(fetched, x[[7, 9]])
+
+
+@pytest.mark.parametrize("num_examples, batch_size, multiple", [(20, 6, 4), (20, 6, 16), (5, 8, 3), (24, 8, 4)])
+@pytest.mark.parametrize("seed", [3, 2**127 + 5])
+def test_physical_batches_pad_each_batch_and_leave_its_examples(
+    num_examples: int, batch_size: int, multiple: int, seed: int
+) -> None:
+    plain = IndexPlan(num_examples, batch_size, seed=seed)
+    padded = IndexPlan(num_examples, batch_size, seed=seed, multiple=multiple)
+    assert padded.steps_per_epoch == plain.steps_per_epoch
+    assert padded.batch_length % multiple == 0 and 0 <= padded.batch_length - batch_size < multiple
+    for step in range(plain.steps_per_epoch):
+        indices, weight = padded.indices(1, step)
+        wanted, wanted_weight = plain.indices(1, step)
+        assert len(indices) == len(weight) == padded.batch_length
+        np.testing.assert_array_equal(indices[:batch_size], wanted)
+        np.testing.assert_array_equal(weight[:batch_size], wanted_weight)
+        assert (weight[batch_size:] == 0).all() and ((indices >= 0) & (indices < num_examples)).all()
+    with pytest.raises(ValueError, match="multiple must be at least 1, got 0"):
+        IndexPlan(20, 6, multiple=0)
+
+
+def test_each_bit_of_a_long_seed_counts() -> None:
+    seeds = [2**127 + 5] + [(2**127 + 5) ^ (1 << bit) for bit in (0, 31, 32, 63, 64, 126)]
+    orders = {tuple(IndexPlan(100, 100, seed=seed).indices(0, 0)[0]) for seed in seeds}
+    assert len(orders) == len(seeds)
+
+
+def test_the_augmentation_seed_of_a_short_seed_is_that_of_earlier_runs() -> None:
+    plan = IndexPlan(50, 8, seed=2**31 - 1)  # 7 steps an epoch
+    assert plan.augmentation_seed(3, 2).tolist() == [2**31 - 1, 23]
+    assert plan.augmentation_seed(0, 0).dtype == np.int32
+    assert IndexPlan(50, 8, seed=2**31).augmentation_seed(0, 2).tolist() != [2**31, 2]
+
+
+def test_batches_of_a_padded_plan_have_one_size_and_its_examples() -> None:
+    plan = IndexPlan(20, 6, seed=2, multiple=4)
+    rows = array_split(np.arange(20, dtype=np.float32)[:, None], np.arange(20))
+    for split in (rows, Split(rows.fetch, rows.labels, rows.names)):
+        dataset = batches(split, plan)
+        assert [spec.shape[0] for spec in dataset.element_spec] == [8, 8, 8]
+        seen = [np.asarray(y)[np.asarray(weight) == 1] for _, y, weight in dataset]
+        assert [len(step) for step in seen] == [6, 6, 6, 2]
+        assert sorted(np.concatenate(seen)) == list(range(20))

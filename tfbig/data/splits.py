@@ -1,9 +1,10 @@
-"""Addressable splits and the one index plan that every step's examples come from.
+"""Addressable splits, and batches of them as an index plan names them.
 
 A `Split` can fetch example i without reading the others. What a step trains on is a pure function
 of (seed, epoch, step), so shuffling, sharding over replicas, exact resume after a kill, feature
 caching and the manifest are one mechanism: the plan names indices, and tf.data only fetches, decodes
-and batches them. Letters in shapes: N examples, B a batch, C classes.
+and batches them. `IndexPlan` is here, the one that samples for private training in `sampling.py`.
+Letters in shapes: N examples, B a batch, C classes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from tfbig.data.sampling import Plan, padded_length, secret_augmentation_seed
+
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
 
 class Batch(NamedTuple):
-    """One step's examples, always B of them: those that only fill the batch up have weight 0."""
+    """One step's B examples: those that only fill the batch up have weight 0."""
 
     x: Features
     y: tf.Tensor
@@ -113,22 +116,28 @@ def array_split(x: np.ndarray, labels: np.ndarray, *, names: Sequence[str] | Non
 class IndexPlan:
     """Which examples each step sees: a pure function of (seed, epoch, step, replica).
 
-    Guarantees: over one epoch every example has weight 1 exactly once; every batch has `batch_size`
-    indices, the last one filled up with examples of weight 0; two plans with equal fields are equal.
+    Guarantees: over one epoch every example has weight 1 exactly once; every batch has `batch_length`
+    indices, filled up with examples of weight 0 where it has fewer; two plans with equal fields are equal.
 
     Args:
         num_examples: N, at least 1.
         batch_size: Global batch over all replicas, at least 1.
-        seed: Orders the epochs; unused when `shuffle` is False.
+        seed: Orders the epochs; unused when `shuffle` is False. From 2**31 up (a secret of 128 bits) it does
+            not show in the seeds of the augmentation.
         shuffle: False keeps the stored order (evaluation).
+        multiple: Batches are filled up to a multiple of this, at least 1: a physical batch, of which private
+            training takes several a step.
     """
 
     num_examples: int
     batch_size: int
-    seed: int = 0
+    seed: int = field(default=0, repr=False)
     shuffle: bool = True
+    multiple: int = 1
 
     def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ValueError(f"multiple must be at least 1, got {self.multiple}; it is 1 or a physical batch size.")
         if self.num_examples < 1 or self.batch_size < 1:
             raise ValueError(
                 f"A plan needs at least one example and a batch of at least one, got "
@@ -140,6 +149,11 @@ class IndexPlan:
         """Batches that cover every example once."""
         return -(-self.num_examples // self.batch_size)
 
+    @property
+    def batch_length(self) -> int:
+        """Indices of every batch: `batch_size`, rounded up to a multiple of `multiple`."""
+        return padded_length(self.batch_size, self.multiple)
+
     def indices(
         self, epoch: int, step: int, *, replica: int = 0, num_replicas: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -149,20 +163,27 @@ class IndexPlan:
             epoch: From 0.
             step: From 0, within the epoch.
             replica: Which of `num_replicas` equal slices of the batch to return.
-            num_replicas: Must divide `batch_size`.
+            num_replicas: Must divide `batch_length`.
 
         Returns:
-            (B / num_replicas,) int64 indices and float32 weights of 0 or 1.
+            (B / num_replicas,) int64 indices and float32 weights of 0 or 1, B being `batch_length`.
         """
-        if self.batch_size % num_replicas:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of {num_replicas} replicas.")
+        length, first = self.batch_length, step * self.batch_size
+        if length % num_replicas:
+            raise ValueError(f"A batch of {length} examples is not a multiple of {num_replicas} replicas.")
         order = _order(self.num_examples, self.seed, epoch, self.shuffle)
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        position = np.arange(first, first + length)
         indices = order[position % self.num_examples]
-        weight = (position < self.num_examples).astype(np.float32)
-        size = self.batch_size // num_replicas
+        weight = (position < min(first + self.batch_size, self.num_examples)).astype(np.float32)
+        size = length // num_replicas
         share = slice(replica * size, (replica + 1) * size)
         return indices[share], weight[share]
+
+    def augmentation_seed(self, epoch: int, step: int) -> np.ndarray:
+        """(2,) int32: the seed and the number of the step in the run, or a hash where the seed has over 31 bits."""
+        if self.seed >= 2**31:
+            return secret_augmentation_seed(self.seed, epoch, step)
+        return np.array([self.seed, epoch * self.steps_per_epoch + step], np.int32)
 
 
 @functools.lru_cache(maxsize=4)
@@ -177,7 +198,7 @@ Augment: TypeAlias = Callable[[Batch, tf.Tensor], Batch]
 
 def batches(
     split: Split,
-    plan: IndexPlan,
+    plan: Plan,
     *,
     position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     augment: Augment | None = None,
@@ -191,38 +212,78 @@ def batches(
         augment: Changes a batch, drawing only from the (2,) int32 seed of its step.
 
     Returns:
-        A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_size` examples, less the steps
-        that `position` leaves out now; each later iteration has to leave out as many.
+        A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_length` examples, less the steps
+        that `position` leaves out now; each later iteration has to leave out as many. Where `batch_length`
+        is None, each batch is a step's whole one, with as many examples as the plan names for it.
     """
 
     def planned() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         epoch, first_step = position()
         for step in range(first_step, plan.steps_per_epoch):
-            indices, weight = plan.indices(epoch, step)
-            yield indices, weight, np.array([plan.seed, epoch * plan.steps_per_epoch + step], np.int32)
+            yield *plan.indices(epoch, step), plan.augmentation_seed(epoch, step)
 
-    size = plan.batch_size
+    length = plan.batch_length
     steps = tf.data.Dataset.from_generator(
         planned,
         output_signature=(
-            tf.TensorSpec([size], tf.int64),
-            tf.TensorSpec([size], tf.float32),
+            tf.TensorSpec([length], tf.int64),
+            tf.TensorSpec([length], tf.float32),
             tf.TensorSpec([2], tf.int32),
         ),
     )
-
     gather_labels = array_split(split.labels, split.labels).fetch
 
     def finish(x: Features, indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor) -> tuple:
         batch = Batch(x, gather_labels(indices), weight)
         return tuple(augment(batch, seed) if augment else batch)
 
-    parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    # A step's whole batch may be thousands of images, of which a few fill the memory: two at a time suffice to
+    # finish one while the next is fetched.
+    at_once, ahead = (tf.data.AUTOTUNE, tf.data.AUTOTUNE) if length else (2, 1)
+    parallel = {"num_parallel_calls": at_once, "deterministic": True}
     if split.gather is not None:
         whole = steps.map(lambda i, w, s: finish(split.gather(i), i, w, s), **parallel)
     else:
-        examples = steps.map(lambda i, w, s: (i, w, tf.repeat(s[None], size, axis=0))).unbatch()
-        fetched = examples.map(lambda i, w, s: (split.fetch(i), i, w, s), **parallel)
-        whole = fetched.batch(size, drop_remainder=True).map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
+        fetched = _fetched_and_grouped(split, steps) if length is None else _fetched(split, steps, length)
+        whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
     num_steps = plan.steps_per_epoch - position()[1]
-    return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(tf.data.AUTOTUNE)
+    return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead)
+
+
+_LONGEST = 2**31
+_FETCHING = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+
+
+def _fetched(split: Split, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
+    """(indices, weight, seed) of steps of one length -> (x, indices, weight, the seed once an example)."""
+    examples = steps.map(lambda i, w, s: (i, w, tf.repeat(s[None], length, axis=0))).unbatch()
+    return examples.map(lambda i, w, s: (split.fetch(i), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
+
+
+def _fetched_and_grouped(split: Split, steps: tf.data.Dataset) -> tf.data.Dataset:
+    """(indices, weight, seed) of steps of any length -> (x, indices, weight, the seed once an example), a step each.
+
+    One stream of examples runs through all steps, so that fetching never pauses between two of them. Of the
+    examples of weight 0, which have one index, only the first is fetched.
+    """
+
+    def examples(indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        length = tf.size(indices, tf.int64)
+        num_fetched = tf.minimum(tf.math.count_nonzero(weight) + 1, length)
+        window = num_fetched * _LONGEST + length - num_fetched
+        constant = (tf.repeat(value[None], num_fetched, axis=0) for value in (seed, window))
+        return indices[:num_fetched], weight[:num_fetched], *constant
+
+    def whole(key: tf.Tensor, window: tf.data.Dataset) -> tf.data.Dataset:
+        num_fetched, num_missing = key // _LONGEST, key % _LONGEST
+        # Repeated before it is batched, for a batch is copied once so, and twice when it is filled up later.
+        filled_up = window.concatenate(window.skip(num_fetched - 1).repeat(num_missing))
+        return filled_up.batch(num_fetched + num_missing)
+
+    fetched = steps.map(examples).unbatch().map(lambda i, w, s, key: (split.fetch(i), i, w, s, key), **_FETCHING)
+    # A window knows nothing but its key, so the key is its size and how much it lacks. Two steps with one key never
+    # meet in a window: the examples come in order, and a window that is full is closed.
+    grouped = fetched.group_by_window(
+        key_func=lambda *row: row[-1], reduce_func=whole, window_size_func=lambda key: key // _LONGEST
+    )
+    return grouped.map(lambda x, i, w, s, key: (x, i, w, s))

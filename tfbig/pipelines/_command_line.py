@@ -33,7 +33,8 @@ _EVERYDAY = frozenset(
     "data.source data.dir data.batch_size data.limit data.image_size data.on_bad data.class_weights model.backbone "
     "model.hidden_units model.dropout adapt.mode adapt.unfreeze_last train.epochs train.learning_rate "
     "train.optimizer train.early_stopping_patience train.ema_decay runtime.strategy runtime.precision runtime.seed "
-    "runtime.offline export.dir run_dir resume dry_run".split()
+    "dp.target_epsilon dp.noise_multiplier dp.delta dp.l2_norm_clip runtime.offline export.dir run_dir resume "
+    "dry_run".split()
 )
 
 

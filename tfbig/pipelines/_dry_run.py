@@ -55,9 +55,13 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "loss_of_first_step": history["loss"][0],
     }
+    epsilon = None
+    if assembly.privacy is not None:
+        epsilon = assembly.privacy.epsilon(assembly.privacy.affordable_steps)
+        facts |= {"planned_epsilon": epsilon, "noise_multiplier": assembly.privacy.mechanism.noise_multiplier}
     for name, value in facts.items():
         print(f"{name}: {json.dumps(value, ensure_ascii=False)}", file=sys.stderr)
-    return {"run_dir": None, "export": None, "metrics": {}, "epsilon": None, "dry_run": facts}
+    return {"run_dir": None, "export": None, "metrics": {}, "epsilon": epsilon, "dry_run": facts}
 
 
 def _two_batches(splits: Splits, batch_size: int) -> Splits:

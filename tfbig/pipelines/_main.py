@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from tfbig.config import RunConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
@@ -54,8 +54,9 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
         if print_config:
             print(to_yaml(task, config), end="")
             return 0
-        print(json.dumps(run(task, config), ensure_ascii=False))
-        return 0
+        result, exit_code = run(task, config)
+        print(json.dumps(result, ensure_ascii=False))
+        return exit_code
     except TfbigError as error:
         return _report(error, error.exit_code, debug)
     except KeyboardInterrupt:
@@ -71,8 +72,12 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
         return _report(error, 1, debug)
 
 
-def run(task: Task, config: RunConfig) -> dict[str, object]:
-    """Trains, judges and exports; what the command line prints last.
+Outcome: TypeAlias = tuple[dict[str, object], int]
+"""What the command line prints last, and its exit code: 75 where a privacy budget ended the run early."""
+
+
+def run(task: Task, config: RunConfig) -> Outcome:
+    """Trains, judges and exports.
 
     Args:
         task: The job.
@@ -88,7 +93,7 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, config)
+        return dry_run(task, config), 0
     path = Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
@@ -105,16 +110,20 @@ def run(task: Task, config: RunConfig) -> dict[str, object]:
             raise
 
 
-def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[str, object]:
+def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcome:
     import tensorflow as tf
 
     from tfbig.runtime import runtime
+    from tfbig.training import private_state
     from tfbig.training.environment import describe
     from tfbig.training.fit import assemble, fit
 
     settings = config.runtime
     with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
-        assembly = assemble(task, config, task.load(config), strategy)
+        # A private run that goes on draws with the secret that it began with.
+        goes_on = config.dp.is_private and config.resume != "never"
+        state = private_state.read(run_directory.checkpoints) if goes_on else None
+        assembly = assemble(task, config, task.load(config), strategy, state)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
         if config.resume == "never":
@@ -133,11 +142,14 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[
         "run_dir": str(run_directory.path),
         "export": None if exported is None else str(exported),
         "metrics": metrics,
-        "epsilon": None,
+        "epsilon": None if assembly.privacy is None else assembly.privacy.epsilon(ledger.global_step),
     }
-    run_directory.update_status("done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), result=result)
+    is_stopped = assembly.privacy is not None and assembly.privacy.is_spent(ledger.global_step)
+    run_directory.update_status(
+        "stopped" if is_stopped else "done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), result=result
+    )
     _write_card(run_directory)
-    return result
+    return result, Interrupted.exit_code if is_stopped else 0
 
 
 def _refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirectory) -> None:
@@ -161,7 +173,7 @@ def _judge(
 
     splits = assembly.splits
     evaluation = evaluate(
-        assembly.network, splits.test, splits.spec, batch_size=config.data.batch_size, seed=config.runtime.seed
+        assembly.network, splits.test, splits.spec, batch_size=assembly.physical_batch_size, seed=config.runtime.seed
     )
     run_directory.write_json("evaluation.json", evaluation.report)
     write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
@@ -187,7 +199,7 @@ def _run_name(task: Task, config: RunConfig) -> str:
     return f"{task.name}-{source[:40] or 'data'}-{digest}"
 
 
-def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) -> dict[str, object] | None:
+def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcome | None:
     """What a finished run of this folder gave; None where there is something to do.
 
     Raises:
@@ -208,9 +220,12 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
     status = run_directory.read_json("status.json")
     result = status.get("result")
     whole = isinstance(result, dict) and set(result) == {"run_dir", "export", "metrics", "epsilon"}
-    if status.get("state") != "done" or not isinstance(result, dict) or not whole or export_there != export_here:
+    exit_codes = {"done": 0, "stopped": Interrupted.exit_code}
+    state = status.get("state")
+    if state not in exit_codes or not isinstance(result, dict) or not whole or export_there != export_here:
         return None
-    return result if result["export"] is None or Path(str(result["export"])).exists() else None
+    is_there = result["export"] is None or Path(str(result["export"])).exists()
+    return (result, exit_codes[state]) if is_there else None
 
 
 def _dotted_config(task: Task, config: RunConfig) -> dict[str, object]:

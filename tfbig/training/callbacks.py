@@ -264,7 +264,7 @@ class Saver(keras.callbacks.Callback):
     with in that epoch.
 
     Args:
-        save: Writes one.
+        write: Writes one.
         ledger: Says where the run is.
         guard: Looked at first, so that no diverged weights are kept.
         signals: Asks to stop.
@@ -272,10 +272,10 @@ class Saver(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, save: Callable[[], None], ledger: Ledger, guard: DivergenceGuard, signals: Signals, *, every_s: float
+        self, write: Callable[[], None], ledger: Ledger, guard: DivergenceGuard, signals: Signals, *, every_s: float
     ) -> None:
         super().__init__()
-        self._save, self._ledger, self._guard, self._signals = save, ledger, guard, signals
+        self._write, self._ledger, self._guard, self._signals = write, ledger, guard, signals
         self._every_s, self._saved_at = every_s, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -283,17 +283,18 @@ class Saver(keras.callbacks.Callback):
         if self._ledger.step == self._ledger.steps_per_epoch:
             return
         if self._signals.received is not None or time.monotonic() - self._saved_at >= self._every_s:
-            self._write()
+            self.save()
         self._stop_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Saves, and stops where a signal came meanwhile."""
-        self._write()
+        self.save()
         self._stop_if_asked()
 
-    def _write(self) -> None:
+    def save(self) -> None:
+        """Writes a checkpoint, unless the run has diverged."""
         self._guard.check()
-        self._save()
+        self._write()
         self._saved_at = time.monotonic()
 
     def _stop_if_asked(self) -> None:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tfbig.config import RunConfig
+from tfbig.config import DpConfig, RunConfig
 from tfbig.errors import UsageError
 
 
 def _pretrained(config: RunConfig) -> bool:
     return not config.model.backbone.startswith("scratch:") and config.model.weights != "none"
+
+
+def _mixes_examples(config: RunConfig) -> bool:
+    wanted = str(getattr(config.options, "augment", "")).split(",")
+    return not {"mixup", "cutmix"}.isdisjoint(name.strip() for name in wanted)
 
 
 CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
@@ -36,6 +41,43 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
     (
         lambda c: c.runtime.jit_compile and c.runtime.strategy == "mirrored",
         "--runtime.jit_compile does not work under --runtime.strategy mirrored on several CPU devices; leave one out.",
+    ),
+    (
+        lambda c: c.model.norm == "group" and _pretrained(c),
+        "--model.norm group replaces layers whose weights this backbone has learnt; take a scratch: network, or give "
+        "--model.weights none.",
+    ),
+    (
+        lambda c: not c.dp.is_private and c.dp != DpConfig(),
+        "--dp flags have no effect without one of --dp.target_epsilon and --dp.noise_multiplier; give one of them.",
+    ),
+    (
+        lambda c: c.dp.is_private and c.data.class_weights == "balanced",
+        "--data.class_weights balanced counts the private labels, which private training does not cover; leave it out "
+        "(AUROC and balanced accuracy can be read without it).",
+    ),
+    (
+        lambda c: c.dp.is_private and _mixes_examples(c),
+        "--options.augment mixup and cutmix put two examples into one, so neither's influence is bounded; take "
+        "augmentations of single examples, such as flip,crop.",
+    ),
+    (
+        lambda c: c.dp.is_private and c.train.clip_norm is not None,
+        "--train.clip_norm clips the batch's gradient; private training clips each example's, by --dp.l2_norm_clip. "
+        "Leave --train.clip_norm out.",
+    ),
+    (
+        lambda c: c.dp.mechanism == "tree" and c.dp.sampling != "shuffle",
+        "--dp.mechanism tree uses each example once an epoch; give --dp.sampling shuffle with it.",
+    ),
+    (
+        lambda c: c.dp.mechanism == "tree" and (c.dp.accountant == "pld" or c.dp.clip_quantile is not None),
+        "--dp.mechanism tree has no PLD accountant and no moving clipping norm; leave --dp.accountant and "
+        "--dp.clip_quantile out.",
+    ),
+    (
+        lambda c: c.dp.ledger_epsilon is not None and c.dp.ledger is None,
+        "--dp.ledger_epsilon is a dataset's limit in a ledger; give --dp.ledger PATH with it.",
     ),
 )
 

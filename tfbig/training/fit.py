@@ -7,22 +7,30 @@ directory, from wherever an earlier session stopped. Everything below takes plai
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfbig.config import RunConfig, flatten
+from tfbig.data.sampling import Plan, PoissonPlan, padded_length
 from tfbig.data.splits import Augment, IndexPlan, Split, Splits, batches
 from tfbig.errors import EnvironmentFault, UsageError
-from tfbig.gradients.rule import clipped, mean_gradient
+from tfbig.gradients.private.mechanism import Accountant
+from tfbig.gradients.private.rule import PrivateRule, private
+from tfbig.gradients.rule import GradientRule, clipped, mean_gradient
 from tfbig.networks.adapters import split_frozen
 from tfbig.objectives.supervised import Objective
-from tfbig.training import callbacks, checkpoints, features
+from tfbig.training import callbacks, checkpoints, features, private_state
 from tfbig.training.learner import Learner
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
+from tfbig.training.privacy import BudgetGuard, BudgetSpent, Privacy, PrivacyMeter, plan_privacy
+from tfbig.training.private_state import PrivateState
 from tfbig.training.progress import progress
 from tfbig.training.run_directory import RunDirectory
 from tfbig.training.state import RunState
@@ -48,6 +56,8 @@ class Assembly:
         plan: Which examples each step sees.
         augment: Changes each training batch, or None.
         objective: What is minimised.
+        physical_batch_size: Examples computed at once, over all devices.
+        privacy: What a private run promises; None where training is not private.
     """
 
     network: keras.Model
@@ -55,12 +65,16 @@ class Assembly:
     splits: Splits
     train: Split
     validation: Split | None
-    plan: IndexPlan
+    plan: Plan
     augment: Augment | None
     objective: Objective
+    physical_batch_size: int
+    privacy: Privacy | None = None
 
 
-def assemble(task: Task, config: RunConfig, splits: Splits, strategy: tf.distribute.Strategy) -> Assembly:
+def assemble(
+    task: Task, config: RunConfig, splits: Splits, strategy: tf.distribute.Strategy, state: PrivateState | None = None
+) -> Assembly:
     """Builds the network and ties it to the data, an objective and an optimizer.
 
     Args:
@@ -68,32 +82,34 @@ def assemble(task: Task, config: RunConfig, splits: Splits, strategy: tf.distrib
         config: Everything about it; free of conflicts.
         splits: The data, as `task.load` gives it.
         strategy: Where to train, from `runtime`.
+        state: Of a private run that has begun; drawn afresh where it is needed and not given.
     """
-    if config.data.batch_size % strategy.num_replicas_in_sync:
-        raise UsageError(
-            f"--data.batch_size {config.data.batch_size} must be a multiple of the {strategy.num_replicas_in_sync} "
-            "devices that share each batch."
-        )
+    physical_batch_size = _physical_batch_size(config, strategy.num_replicas_in_sync)
     objective = task.objective(config, splits)
     # Before the work of computing features: it refuses patience without a validation split.
     _monitor(objective, config, has_validation=splits.validation is not None)
     augment = task.augment(config, splits.spec)
+    privacy = _privacy(config, splits, state or private_state.fresh()) if config.dp.is_private else None
     with strategy.scope():
         network = task.build(config, splits.spec)
         splits = task.prepare(splits, network)
         trunk, trained = (None, network) if augment is not None else _split(network, splits)
-        train, validation = splits.train, splits.validation
-        if trunk is not None:
-            train = features.extract(trunk, train, batch_size=config.data.batch_size)
-            validation = validation and features.extract(trunk, validation, batch_size=config.data.batch_size)
-        plan = IndexPlan(len(train), config.data.batch_size, seed=config.runtime.seed)
-        clip_norm = config.train.clip_norm
-        rule = mean_gradient if clip_norm is None else clipped(mean_gradient, clip_norm)
-        learner = Learner(trained, objective, rule)
+        plan = _plan(config, len(splits.train), physical_batch_size, privacy)
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
+        # Before any example is read: it refuses networks that cannot be trained privately.
+        rule = _rule(config, trained, objective, splits, optimizer, privacy)
+        if isinstance(rule, PrivateRule) and privacy is not None:
+            privacy = _described(privacy, config, rule, trained, has_trunk=trunk is not None)
+        train, validation = splits.train, splits.validation
+        if trunk is not None:
+            train = features.extract(trunk, train, batch_size=physical_batch_size)
+            validation = validation and features.extract(trunk, validation, batch_size=physical_batch_size)
+        learner = Learner(trained, objective, rule)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
-    return Assembly(network, learner, splits, train, validation, plan, augment, objective)
+    return Assembly(
+        network, learner, splits, train, validation, plan, augment, objective, physical_batch_size, privacy
+    )
 
 
 def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.Ledger:
@@ -112,6 +128,7 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
         Interrupted: A signal asked to stop; the state is saved.
     """
     ledger = callbacks.Ledger(steps_per_epoch=assembly.plan.steps_per_epoch)
+    privacy = assembly.privacy
     monitor = _monitor(assembly.objective, config, has_validation=assembly.validation is not None)
     average = None
     if config.train.ema_decay is not None:
@@ -119,9 +136,21 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
     state = RunState(assembly.learner, ledger, average, run.checkpoints)
     state.restore()
     run.write_history(ledger.history)
-    if ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history):
+    is_spent = privacy is not None and privacy.is_spent(ledger.global_step)
+    if ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history) and not is_spent:
+        if privacy is not None:
+            _begin_privately(privacy, assembly, config, run, has_begun=ledger.global_step > 0)
         run.update_status("running")
-        _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state)
+        try:
+            _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state)
+        except BudgetSpent as stop:
+            log.warning("%s", stop)
+        finally:
+            if privacy is not None:
+                run.write_json("dp.json", privacy.record(ledger.global_step, ledger=_ledger_path(config)))
+    ledger_path = _ledger_path(config)
+    if privacy is not None and ledger_path is not None:
+        privacy.settle(ledger_path, ledger.global_step)
     _use_final_weights(assembly, config, run, average)
     return ledger
 
@@ -139,8 +168,10 @@ def _train(
     """Runs Keras's fit: once for the rest of a half-done epoch, once for all whole ones."""
     learner, signals, guard = assembly.learner, callbacks.Signals(), callbacks.DivergenceGuard()
     board = _tensorboard(assembly, config, run, ledger)
-    bar = progress(ledger, num_epochs=config.train.epochs)
-    chain: list[keras.callbacks.Callback] = [guard, callbacks.Progression(ledger, monitor, run)]
+    meter = None if assembly.privacy is None else PrivacyMeter(assembly.privacy, ledger)
+    bar = progress(ledger, num_epochs=config.train.epochs, live=meter.figures if meter else dict)
+    chain: list[keras.callbacks.Callback] = [guard, *([meter] if meter else [])]
+    chain.append(callbacks.Progression(ledger, monitor, run))
     if average is not None:
         chain.append(average)
     if config.train.keep == "best" and assembly.validation is not None:
@@ -148,10 +179,12 @@ def _train(
         chain.append(callbacks.KeepBest(learner.network, ledger, monitor, best, average))
     saver = callbacks.Saver(state.save, ledger, guard, signals, every_s=config.train.checkpoint_every_s)
     chain += [bar, board, state, saver]
+    if assembly.privacy is not None:
+        chain.append(BudgetGuard(assembly.privacy, ledger, saver))
 
     validation = None
     if assembly.validation is not None:
-        whole = IndexPlan(len(assembly.validation), config.data.batch_size, shuffle=False)
+        whole = IndexPlan(len(assembly.validation), assembly.physical_batch_size, shuffle=False)
         validation = batches(assembly.validation, whole)
     with signals.caught(), contextlib.closing(bar), contextlib.closing(board):
         board.open()
@@ -180,7 +213,131 @@ def _split(network: keras.Model, splits: Splits) -> tuple[keras.Model | None, ke
     return trunk, rest
 
 
-def _optimizer(config: RunConfig, trained: keras.Model, plan: IndexPlan) -> keras.optimizers.Optimizer:
+def _physical_batch_size(config: RunConfig, num_replicas: int) -> int:
+    """Examples computed at once over all devices: the batch, or in private training a part of it."""
+    name, size = "data.batch_size", config.data.batch_size
+    if config.dp.is_private:
+        # A quarter: a step draws more or fewer than data.batch_size, and what fills up its last part is wasted.
+        usual = padded_length(-(-size // 4), num_replicas)
+        name, size = "dp.physical_batch_size", config.dp.physical_batch_size or usual
+    if size % num_replicas:
+        raise UsageError(
+            f"--{name} {size} must be a multiple of the {num_replicas} devices that share each batch."
+        )
+    return size
+
+
+def _plan(config: RunConfig, num_examples: int, physical_batch_size: int, privacy: Privacy | None) -> Plan:
+    """Which examples each step sees; in private training a secret, for who is drawn must not be known."""
+    batch_size = config.data.batch_size
+    if privacy is None:
+        return IndexPlan(num_examples, batch_size, seed=config.runtime.seed)
+    if config.dp.sampling == "poisson":
+        return PoissonPlan(num_examples, batch_size, physical_batch_size, privacy.state.secret)
+    return IndexPlan(num_examples, batch_size, seed=privacy.state.secret, multiple=physical_batch_size)
+
+
+def _rule(
+    config: RunConfig,
+    trained: keras.Model,
+    objective: Objective,
+    splits: Splits,
+    optimizer: keras.optimizers.Optimizer,
+    privacy: Privacy | None,
+) -> GradientRule:
+    """What turns losses into gradients."""
+    clip_norm = config.train.clip_norm
+    if privacy is None:
+        return mean_gradient if clip_norm is None else clipped(mean_gradient, clip_norm)
+    if not objective.separable:
+        raise UsageError(
+            "Private training needs an objective whose loss for one example depends on that example alone, and this "
+            "one compares examples; take another objective, or train without --dp."
+        )
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return private(
+        trained,
+        objective.losses,
+        labels=splits.train.labels,
+        clip_norm=config.dp.l2_norm_clip,
+        clip_quantile=config.dp.clip_quantile,
+        noise_multiplier=privacy.mechanism.noise_multiplier,
+        expected_batch=config.data.batch_size,
+        physical_batch_size=_physical_batch_size(config, num_replicas) // num_replicas,
+        secret=privacy.state.secret,
+        step=lambda: optimizer.iterations.value,
+        tree_steps_per_epoch=privacy.mechanism.steps_per_epoch if config.dp.mechanism == "tree" else None,
+    )
+
+
+def _privacy(config: RunConfig, splits: Splits, state: PrivateState) -> Privacy:
+    """What the run promises; counts examples by the spec, since a dry run holds only some of them."""
+    dp, num_examples = config.dp, splits.spec.num_train
+    steps_per_epoch = IndexPlan(num_examples, config.data.batch_size).steps_per_epoch
+    return plan_privacy(
+        state,
+        num_examples=num_examples,
+        batch_size=config.data.batch_size,
+        num_steps=config.train.epochs * steps_per_epoch,
+        sampling=dp.sampling,
+        noise=dp.mechanism,
+        target_epsilon=dp.target_epsilon,
+        noise_multiplier=dp.noise_multiplier,
+        delta=dp.delta,
+        accountant=cast(Accountant, dp.accountant),
+        clip_norm=dp.l2_norm_clip,
+        max_epsilon=dp.max_epsilon,
+    )
+
+
+def _described(
+    privacy: Privacy, config: RunConfig, rule: PrivateRule, trained: keras.Model, *, has_trunk: bool
+) -> Privacy:
+    """The promise with what dp.json says beside its figures."""
+    chosen = []
+    if config.train.keep == "best":
+        chosen.append("the best epoch")
+    if config.train.early_stopping_patience is not None:
+        chosen.append("when to stop")
+    trained_count = sum(int(np.prod(v.shape)) for v in trained.trainable_variables)
+    has_frozen = has_trunk or trained.count_params() > trained_count
+    described = {
+        "trained_variables": [variable.path for variable in trained.trainable_variables],
+        "engine": rule.engine.name,
+        "adaptive_clipping": rule.bound.parameters,
+        "chosen_on_validation": chosen,
+        "public_parts": ["the weights and statistics that were not trained"] if has_frozen else [],
+    }
+    return dataclasses.replace(privacy, described=described)
+
+
+def _begin_privately(
+    privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDirectory, *, has_begun: bool
+) -> None:
+    """Keeps the run's secret, and charges the dataset's budget before the first step."""
+    if len(assembly.train) != privacy.mechanism.num_examples:
+        raise UsageError(
+            f"The data's spec says {privacy.mechanism.num_examples} training examples, but there are "
+            f"{len(assembly.train)}, so the privacy would be counted wrongly; mend num_train in the job's load."
+        )
+    private_state.write(run.checkpoints, privacy.state)
+    ledger_path = _ledger_path(config)
+    if ledger_path is not None:
+        privacy.charge(
+            ledger_path,
+            run_dir=run.path.resolve(),
+            dataset=config.data.source,
+            fingerprint=str(assembly.splits.manifest.get("fingerprint", "")),
+            limit_epsilon=config.dp.ledger_epsilon,
+            has_begun=has_begun,
+        )
+
+
+def _ledger_path(config: RunConfig) -> Path | None:
+    return Path(config.dp.ledger).expanduser() if config.dp.ledger else None
+
+
+def _optimizer(config: RunConfig, trained: keras.Model, plan: Plan) -> keras.optimizers.Optimizer:
     train = config.train
     num_steps = train.epochs * plan.steps_per_epoch
     schedule = WarmupCosine(

@@ -44,6 +44,11 @@ class Learner(keras.Model):
         """The loss and the objective's metrics, reset at each epoch."""
         return [self._loss, *self._judges]
 
+    @property
+    def rule_variables(self) -> list[keras.Variable]:
+        """What the gradient rule remembers from step to step; nothing for most."""
+        return list(getattr(self._rule, "variables", ()))
+
     def call(self, x: Features, training: bool | None = None) -> tf.Tensor:
         """The network's outputs."""
         return self.network(x, training=training)

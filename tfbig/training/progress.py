@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 from rich.console import Console
@@ -15,9 +15,17 @@ from tfbig.training.callbacks import Ledger
 _LINE_EVERY_S = 30.0
 
 
-def progress(ledger: Ledger, *, num_epochs: int) -> keras.callbacks.Callback:
-    """A bar where stderr is a terminal, lines where it is not."""
-    return _Bar(ledger, num_epochs) if sys.stderr.isatty() else _Lines(ledger, num_epochs)
+def progress(
+    ledger: Ledger, *, num_epochs: int, live: Callable[[], Mapping[str, float]] = dict
+) -> keras.callbacks.Callback:
+    """A bar where stderr is a terminal, lines where it is not.
+
+    Args:
+        ledger: Says where the run is.
+        num_epochs: Of the whole run.
+        live: Figures to show beside the metrics within an epoch.
+    """
+    return (_Bar if sys.stderr.isatty() else _Lines)(ledger, num_epochs, live)
 
 
 def figures(logs: Mapping[str, float] | None) -> str:
@@ -26,9 +34,10 @@ def figures(logs: Mapping[str, float] | None) -> str:
 
 
 class _Bar(keras.callbacks.Callback):
-    def __init__(self, ledger: Ledger, num_epochs: int) -> None:
+    def __init__(self, ledger: Ledger, num_epochs: int, live: Callable[[], Mapping[str, float]]) -> None:
         super().__init__()
-        self._ledger, self._num_epochs = ledger, num_epochs
+        self._ledger, self._num_epochs, self._live = ledger, num_epochs, live
+        self._metrics: dict[str, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,8 +53,11 @@ class _Bar(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         self._bar.update(self._task, completed=self._ledger.global_step, description=self._epoch())
+        if live := self._live():
+            self._bar.update(self._task, figures=figures({**self._metrics, **live}))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self._metrics = dict(logs or {})
         self._bar.update(self._task, completed=self._ledger.global_step, figures=figures(logs))
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
@@ -60,14 +72,14 @@ class _Bar(keras.callbacks.Callback):
 
 
 class _Lines(keras.callbacks.Callback):
-    def __init__(self, ledger: Ledger, num_epochs: int) -> None:
+    def __init__(self, ledger: Ledger, num_epochs: int, live: Callable[[], Mapping[str, float]]) -> None:
         super().__init__()
-        self._ledger, self._num_epochs = ledger, num_epochs
+        self._ledger, self._num_epochs, self._live = ledger, num_epochs, live
         self._printed_at = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         if time.monotonic() - self._printed_at >= _LINE_EVERY_S:
-            self._line(self._ledger.epoch + 1, logs)
+            self._line(self._ledger.epoch + 1, {**(logs or {}), **self._live()})
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         self._line(epoch + 1, logs)

@@ -76,5 +76,6 @@ class RunState(keras.callbacks.Callback):
             "network": self._learner.network.variables,
             "optimizer": self._learner.optimizer.variables,
             "metrics": self._learner.metrics_variables,
+            "rule": self._learner.rule_variables,
             "averages": [] if self._average is None else self._average.averages,
         }

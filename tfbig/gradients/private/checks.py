@@ -110,7 +110,7 @@ def choose_engine(losses: Losses, network: keras.Model, batch: Batch) -> tuple[E
     hub_module = next((layer for layer, _ in _layers(network) if isinstance(layer, HubLayer)), None)
     try:
         if hub_module is not None and hub_module.trainable_variables:
-            raise Untappable(f"{hub_module.path} is a hub module, whose layers cannot be seen")
+            raise Untappable(f"{hub_module.path or hub_module.name} is a hub module, whose layers cannot be seen")
         tapped = Tapped(_taps(losses, network, batch))
         _compare(tapped, by_example, losses, network, batch)
     except Untappable as reason:

@@ -56,7 +56,7 @@ class GaussianNoise:
 
     def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
         """A replica's share."""
-        return _draws(self._key, shapes, tf.cast(step, tf.int64))
+        return _draws(self._key, shapes, tf.cast(tf.convert_to_tensor(step), tf.int64))
 
 
 class TreeNoise:
@@ -78,7 +78,7 @@ class TreeNoise:
 
     def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
         """A replica's share of the difference between this step's running sum and the last one's."""
-        step = tf.cast(step, tf.int64)
+        step = tf.cast(tf.convert_to_tensor(step), tf.int64)
         in_epoch = step % self._steps_per_epoch + 1
         begin = step - in_epoch
         # Nodes end at in_epoch, in_epoch less its lowest bit, and so on down to 0.
@@ -99,8 +99,8 @@ def _draws(key: int, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[t
     context = tf.distribute.get_replica_context()
     num_replicas = 1 if context is None else context.num_replicas_in_sync
     replica = 0 if context is None else context.replica_id_in_sync_group
-    code = ((step << _VARIABLE_BITS) << _REPLICA_BITS) | tf.cast(replica, tf.int64)
-    draws = [_normal(shape, key, code | (index << _REPLICA_BITS)) for index, shape in enumerate(shapes)]
+    code = step * 2 ** (_VARIABLE_BITS + _REPLICA_BITS) + tf.cast(replica, tf.int64)
+    draws = [_normal(shape, key, code + index * 2**_REPLICA_BITS) for index, shape in enumerate(shapes)]
     return draws if num_replicas == 1 else [draw / num_replicas**0.5 for draw in draws]
 
 
@@ -112,4 +112,4 @@ def _normal(shape: Sequence[int], key: int, code: tf.Tensor) -> tf.Tensor:
 
 
 def _lowest_bit(number: tf.Tensor) -> tf.Tensor:
-    return number & -number
+    return tf.bitwise.bitwise_and(number, -number)

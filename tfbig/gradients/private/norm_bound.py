@@ -31,6 +31,10 @@ class NormBound(Protocol):
     def variables(self) -> Sequence[keras.Variable]:
         """What a checkpoint has to hold."""
 
+    @property
+    def parameters(self) -> dict[str, float] | None:
+        """How the bound moves; None where it does not."""
+
     def norm(self) -> tf.Tensor:
         """The bound of this step, a scalar above 0."""
 
@@ -60,6 +64,11 @@ class FixedNorm:
     def variables(self) -> Sequence[keras.Variable]:
         """None."""
         return ()
+
+    @property
+    def parameters(self) -> dict[str, float] | None:
+        """None."""
+        return None
 
     def norm(self) -> tf.Tensor:
         """The bound."""
@@ -104,6 +113,16 @@ class AdaptiveNorm:
     def variables(self) -> Sequence[keras.Variable]:
         """The bound."""
         return (self._norm,)
+
+    @property
+    def parameters(self) -> dict[str, float] | None:
+        """How the bound moves, and what is added to what."""
+        return {
+            "quantile": self._quantile,
+            "learning_rate": _LEARNING_RATE,
+            "count_stddev": self.count_stddev,
+            "gradient_noise_multiplier": self.noise_multiplier,
+        }
 
     def norm(self) -> tf.Tensor:
         """The bound of this step."""

@@ -1,0 +1,89 @@
+"""What a private run must remember beside its checkpoints, and nobody else may read: the secret of its draws.
+
+The secret decides which examples each step draws, and the noise. It lies in the checkpoints' folder, readable by
+its owner alone, so that a resumed run makes the very draws that the interrupted one would have made.
+Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tfbig.errors import EnvironmentFault
+
+_NAME = "private_state.json"
+_SECRET_BITS = 128
+
+
+@dataclass(frozen=True)
+class PrivateState:
+    """Drawn once a run.
+
+    Args:
+        run_id: Names the run in a ledger.
+        secret: SECRET_BITS random bits, of all draws of the run.
+        noise_multiplier: The noise that was calibrated when the run began; None until then.
+    """
+
+    run_id: str
+    secret: int
+    noise_multiplier: float | None = None
+
+    def __repr__(self) -> str:
+        """Without the secret, which must not appear in logs."""
+        return f"PrivateState({self.run_id})"
+
+
+def fresh() -> PrivateState:
+    """A new run's state, from the operating system's randomness."""
+    return PrivateState(secrets.token_hex(16), secrets.randbits(_SECRET_BITS))
+
+
+def read(folder: Path) -> PrivateState | None:
+    """The state of the run whose checkpoints lie in a folder; None where no run has begun.
+
+    Raises:
+        EnvironmentFault: There are checkpoints, but their state is missing or damaged.
+    """
+    path = folder / _NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        noise = content["noise_multiplier"]
+        return PrivateState(str(content["run_id"]), int(content["secret"]), None if noise is None else float(noise))
+    except FileNotFoundError:
+        if any(folder.glob("*.npz")):
+            raise EnvironmentFault(
+                f"{path} is missing, without which this private run cannot go on as it began; put it back, or train "
+                "anew with --resume never."
+            ) from None
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnvironmentFault(
+            f"{path} is damaged ({type(error).__name__}), so this private run cannot go on as it began; put a copy "
+            "back, or train anew with --resume never."
+        ) from error
+
+
+def write(folder: Path, state: PrivateState) -> None:
+    """Keeps a state, readable by its owner alone; whole or not at all.
+
+    Raises:
+        EnvironmentFault: The folder cannot be written.
+    """
+    partial = folder / f".{_NAME}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(asdict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / _NAME)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder / _NAME} cannot be written ({error.strerror or error}).") from error
+    finally:
+        partial.unlink(missing_ok=True)
