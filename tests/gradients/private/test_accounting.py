@@ -173,6 +173,13 @@ def test_the_budget_allows_as_many_steps_as_fit_and_not_one_more(run: Mechanism)
     assert affordable_steps(run, max_epsilon=math.inf, **asked) == 500
 
 
+def test_the_budget_is_not_cut_short_where_the_coarse_grid_errs() -> None:
+    run = Mechanism(0.9, 1_000_000, 100, "poisson")
+    budget = epsilon(run, 40_000, delta=1e-7)
+    steps = affordable_steps(run, max_epsilon=budget, delta=1e-7, num_steps=80_000, accountant="pld")
+    assert epsilon(run, steps, delta=1e-7) <= budget < epsilon(run, steps + 1, delta=1e-7)
+
+
 def test_no_noise_affords_no_step() -> None:
     silent = replace(POISSON, noise_multiplier=0.0)
     assert affordable_steps(silent, max_epsilon=8.0, delta=DELTA, num_steps=10, accountant="pld") == 0
