@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfbig.evaluation.evaluate import encodable
-from tfbig.evaluation.record import METRIC_TITLES, RunRecord, counted, figure, leaves, mapping, read_record
+from tfbig.evaluation.record import METRIC_TITLES, RunRecord, counted, figure, mapping, read_record
 from tfbig.training.run_directory import RunDirectory
 
 _NOT_MEASURED = "not measured"
@@ -166,7 +166,27 @@ def _classes(record: RunRecord) -> list[str]:
 def _privacy(record: RunRecord) -> list[str]:
     if not record.privacy:
         return ["Trained without differential privacy. How much it reveals of single training examples: not measured."]
-    return _table(["what", "value"], [[_plain(name), _plain(value)] for name, value in leaves(record.privacy)])
+    facts = record.privacy
+    shown = (
+        "epsilon", "delta", "unit", "adjacency", "accountant", "epsilon_rdp", "noise_multiplier", "noise",
+        "l2_norm_clip", "clipping", "sampling", "sampling_probability", "batch_size", "steps", "engine", "ledger",
+    )  # fmt: skip
+    variables = facts.get("trained_variables")
+    num_variables = counted(len(variables), "variable") if isinstance(variables, list) else _NOT_STATED
+    not_covered = facts.get("not_covered")
+    gaps = [f"- {_plain(gap)}" for gap in not_covered] if isinstance(not_covered, list) else [f"- {_NOT_STATED}"]
+    files = ", ".join(map(_plain, mapping(facts.get("not_private_files"))))
+    return [
+        _stated(facts.get("statement")),
+        "",
+        *_table(["what", "value"], [[_plain(name), _stated(facts[name])] for name in shown if name in facts]),
+        "",
+        f"Covered: {num_variables}, which dp.json names, and whatever is computed from them. Not covered:",
+        "",
+        *gaps,
+        "",
+        f"Files of the run that are not private: {files or _NOT_STATED}. This card states exact counts.",
+    ]
 
 
 def _limits(record: RunRecord) -> list[str]:

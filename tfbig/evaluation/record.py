@@ -80,6 +80,16 @@ class RunRecord:
         splits = mapping(self.manifest.get("splits"))
         return {role: dict(mapping(mapping(facts).get("per_class"))) for role, facts in splits.items()}
 
+    def privacy_warnings(self) -> list[str]:
+        """What a reader of a private run's figures has to know."""
+        if not self.privacy:
+            return []
+        return [
+            f"Trained with differential privacy, epsilon {self.privacy.get('epsilon')} at delta "
+            f"{self.privacy.get('delta')}: that covers the network, not this page. Figures on the training examples, "
+            "counts, and what is shown of single examples are exact; do not publish them."
+        ]
+
     def data_warnings(self) -> list[str]:
         """One sentence for each thing in the data that a reader of the figures has to know."""
         duplicates = mapping(self.manifest.get("duplicates"))

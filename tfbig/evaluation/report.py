@@ -123,7 +123,7 @@ def _figure(name: str, value: float) -> str:
 
 
 def _warnings(record: RunRecord, report: Mapping[str, object]) -> str:
-    sentences = record.data_warnings()
+    sentences = record.privacy_warnings() + record.data_warnings()
     for name, metric in mapping(report.get("metrics")).items():
         note = mapping(metric).get("note") or mapping(metric).get("reason")
         if note:

@@ -17,6 +17,7 @@ import keras
 from tfbig import resources
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.networks import hub, imagenet, presets, scratch
+from tfbig.networks.norms import with_group_norm
 from tfbig.suggest import nearest
 
 _logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class _Request:
     name: str
     weights: str
     image_size: int | None
+    norm: str
     signature: str | None
     output: str | None
     trust: bool
@@ -60,6 +62,7 @@ def load(
     *,
     weights: str = "imagenet",
     image_size: int | None = None,
+    norm: str = "own",
     signature: str | None = None,
     output: str | None = None,
     trust: bool = False,
@@ -71,6 +74,7 @@ def load(
         spec: bundled:NAME, tfhub:PATH-OR-URL, apps:NAME, kerashub:PRESET-OR-PATH, keras:FILE or scratch:NAME.
         weights: apps and kerashub: imagenet (the published weights), none, or a weights file.
         image_size: S in pixels, at least 8; by default what the backbone was made for.
+        norm: scratch, and apps without weights: group puts group normalisation in place of BatchNorm.
         signature: tfhub: call this signature of the module.
         output: tfhub: key of the feature vector where the module gives a dict.
         trust: Load a module, or a .keras file, even though it can read and write files or run Python.
@@ -86,8 +90,8 @@ def load(
             f"model.backbone must be KIND:NAME with one of the kinds {', '.join(_LOADERS)}, got {spec!r}."
             f"{nearest(kind, _LOADERS)}"
         )
-    _refuse_unused(kind, weights=weights, signature=signature, output=output)
-    return _LOADERS[kind](_Request(spec, name, weights, image_size, signature, output, trust, offline))
+    _refuse_unused(kind, weights=weights, norm=norm, signature=signature, output=output)
+    return _LOADERS[kind](_Request(spec, name, weights, image_size, norm, signature, output, trust, offline))
 
 
 def names() -> dict[str, list[str]]:
@@ -107,7 +111,12 @@ def names() -> dict[str, list[str]]:
     }
 
 
-def _refuse_unused(kind: str, *, weights: str, signature: str | None, output: str | None) -> None:
+def _refuse_unused(kind: str, *, weights: str, norm: str, signature: str | None, output: str | None) -> None:
+    if norm != "own" and (kind not in ("apps", "scratch") or (kind == "apps" and weights != "none")):
+        raise UsageError(
+            f"model.norm group builds a network anew, so it is for scratch:, and for apps: with model.weights none; "
+            f"got {kind}: with weights {weights}."
+        )
     if weights != "imagenet" and kind not in ("apps", "kerashub"):
         raise UsageError(
             f"model.weights is for apps: and kerashub: backbones, got {weights!r} with {kind}:, which has its own."
@@ -156,6 +165,8 @@ def _apps(request: _Request) -> Backbone:
     name = _known(request, imagenet.applications())
     size = request.image_size or imagenet.image_size(name)
     network = imagenet.build(name, size, weights=request.weights, offline=request.offline)
+    if request.norm == "group":
+        network = with_group_norm(network)
     return _backbone(network, size, request, pretrained=request.weights != "none")
 
 
@@ -185,7 +196,10 @@ def _keras(request: _Request) -> Backbone:
 def _scratch(request: _Request) -> Backbone:
     name = _known(request, scratch.NAMES)
     size = request.image_size or scratch.NAMES[name]
-    return _backbone(scratch.build(name, size), size, request, pretrained=False)
+    network = scratch.build(name, size)
+    if request.norm == "group":
+        network = with_group_norm(network)
+    return _backbone(network, size, request, pretrained=False)
 
 
 def _size(fixed: int | None, request: _Request) -> int:

@@ -77,6 +77,7 @@ def build(config: RunConfig, spec: DataSpec) -> keras.Model:
         model.backbone,
         weights=model.weights,
         image_size=config.data.image_size,
+        norm=model.norm,
         signature=model.signature,
         output=model.output,
         trust=model.trust,

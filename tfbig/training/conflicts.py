@@ -43,11 +43,6 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         "--runtime.jit_compile does not work under --runtime.strategy mirrored on several CPU devices; leave one out.",
     ),
     (
-        lambda c: c.model.norm == "group" and _pretrained(c),
-        "--model.norm group replaces layers whose weights this backbone has learnt; take a scratch: network, or give "
-        "--model.weights none.",
-    ),
-    (
         lambda c: not c.dp.is_private and c.dp != DpConfig(),
         "--dp flags have no effect without one of --dp.target_epsilon and --dp.noise_multiplier; give one of them.",
     ),

@@ -29,7 +29,7 @@ from tfbig.objectives.supervised import Objective
 from tfbig.training import callbacks, checkpoints, features, private_state
 from tfbig.training.learner import Learner
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
-from tfbig.training.privacy import BudgetGuard, BudgetSpent, Privacy, PrivacyMeter, plan_privacy
+from tfbig.training.privacy import NOT_PRIVATE, BudgetGuard, BudgetSpent, Privacy, PrivacyMeter, plan_privacy
 from tfbig.training.private_state import PrivateState
 from tfbig.training.progress import progress
 from tfbig.training.run_directory import RunDirectory
@@ -40,6 +40,8 @@ from tfbig.training.tensorboard import TensorBoardLog
 log = logging.getLogger(__name__)
 
 _FEATURE_CACHE_BYTES = 4 * 2**30
+# Images that a frozen trunk sees at once; what trains on its features may take far larger batches.
+_TRUNK_BATCH_SIZE = 64
 _BEST = "best.npz"
 
 
@@ -90,21 +92,23 @@ def assemble(
     _monitor(objective, config, has_validation=splits.validation is not None)
     augment = task.augment(config, splits.spec)
     privacy = _privacy(config, splits, state or private_state.fresh()) if config.dp.is_private else None
+    secret = (privacy and privacy.state.secret) or private_state.draw_secret()
     with strategy.scope():
         network = task.build(config, splits.spec)
         splits = task.prepare(splits, network)
         trunk, trained = (None, network) if augment is not None else _split(network, splits)
-        plan = _plan(config, len(splits.train), physical_batch_size, privacy)
+        plan = _plan(config, len(splits.train), physical_batch_size, secret)
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
         # Before any example is read: it refuses networks that cannot be trained privately.
-        rule = _rule(config, trained, objective, splits, optimizer, privacy)
+        rule = _rule(config, trained, objective, splits, optimizer, privacy, secret)
         if isinstance(rule, PrivateRule) and privacy is not None:
             privacy = _described(privacy, config, rule, trained, has_trunk=trunk is not None)
         train, validation = splits.train, splits.validation
         if trunk is not None:
-            train = features.extract(trunk, train, batch_size=physical_batch_size)
-            validation = validation and features.extract(trunk, validation, batch_size=physical_batch_size)
+            at_once = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
+            train = features.extract(trunk, train, batch_size=at_once)
+            validation = validation and features.extract(trunk, validation, batch_size=at_once)
         learner = Learner(trained, objective, rule)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
     return Assembly(
@@ -130,9 +134,7 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
     ledger = callbacks.Ledger(steps_per_epoch=assembly.plan.steps_per_epoch)
     privacy = assembly.privacy
     monitor = _monitor(assembly.objective, config, has_validation=assembly.validation is not None)
-    average = None
-    if config.train.ema_decay is not None:
-        average = callbacks.MovingAverage(assembly.learner.network, config.train.ema_decay)
+    average = _average(assembly, config)
     state = RunState(assembly.learner, ledger, average, run.checkpoints)
     state.restore()
     run.write_history(ledger.history)
@@ -148,11 +150,34 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
         finally:
             if privacy is not None:
                 run.write_json("dp.json", privacy.record(ledger.global_step, ledger=_ledger_path(config)))
-    ledger_path = _ledger_path(config)
-    if privacy is not None and ledger_path is not None:
-        privacy.settle(ledger_path, ledger.global_step)
+    if privacy is not None:
+        _end_privately(privacy, config, run, ledger.global_step)
     _use_final_weights(assembly, config, run, average)
     return ledger
+
+
+def restore_final(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.Ledger:
+    """Puts the weights of a run that has ended into the network, as `fit` leaves them, without training.
+
+    Args:
+        assembly: From `assemble`.
+        config: What it was assembled from.
+        run: The run's folder.
+
+    Returns:
+        Where the run ended; at step 0 where it has no checkpoint.
+    """
+    ledger = callbacks.Ledger(steps_per_epoch=assembly.plan.steps_per_epoch)
+    average = _average(assembly, config)
+    RunState(assembly.learner, ledger, average, run.checkpoints).restore()
+    if ledger.global_step:
+        _use_final_weights(assembly, config, run, average)
+    return ledger
+
+
+def _average(assembly: Assembly, config: RunConfig) -> callbacks.MovingAverage | None:
+    decay = config.train.ema_decay
+    return None if decay is None else callbacks.MovingAverage(assembly.learner.network, decay)
 
 
 def _train(
@@ -227,14 +252,14 @@ def _physical_batch_size(config: RunConfig, num_replicas: int) -> int:
     return size
 
 
-def _plan(config: RunConfig, num_examples: int, physical_batch_size: int, privacy: Privacy | None) -> Plan:
+def _plan(config: RunConfig, num_examples: int, physical_batch_size: int, secret: int) -> Plan:
     """Which examples each step sees; in private training a secret, for who is drawn must not be known."""
     batch_size = config.data.batch_size
-    if privacy is None:
+    if not config.dp.is_private:
         return IndexPlan(num_examples, batch_size, seed=config.runtime.seed)
     if config.dp.sampling == "poisson":
-        return PoissonPlan(num_examples, batch_size, physical_batch_size, privacy.state.secret)
-    return IndexPlan(num_examples, batch_size, seed=privacy.state.secret, multiple=physical_batch_size)
+        return PoissonPlan(num_examples, batch_size, physical_batch_size, secret)
+    return IndexPlan(num_examples, batch_size, seed=secret, multiple=physical_batch_size)
 
 
 def _rule(
@@ -244,6 +269,7 @@ def _rule(
     splits: Splits,
     optimizer: keras.optimizers.Optimizer,
     privacy: Privacy | None,
+    secret: int,
 ) -> GradientRule:
     """What turns losses into gradients."""
     clip_norm = config.train.clip_norm
@@ -264,7 +290,7 @@ def _rule(
         noise_multiplier=privacy.mechanism.noise_multiplier,
         expected_batch=config.data.batch_size,
         physical_batch_size=_physical_batch_size(config, num_replicas) // num_replicas,
-        secret=privacy.state.secret,
+        secret=secret,
         step=lambda: optimizer.iterations.value,
         tree_steps_per_epoch=privacy.mechanism.steps_per_epoch if config.dp.mechanism == "tree" else None,
     )
@@ -320,17 +346,30 @@ def _begin_privately(
             f"The data's spec says {privacy.mechanism.num_examples} training examples, but there are "
             f"{len(assembly.train)}, so the privacy would be counted wrongly; mend num_train in the job's load."
         )
+    if privacy.state.secret is None:
+        raise EnvironmentFault(
+            f"The secret of the private run in {run.path} was erased when it ended, so it cannot train on; train anew "
+            "with --resume never."
+        )
     private_state.write(run.checkpoints, privacy.state)
-    ledger_path = _ledger_path(config)
-    if ledger_path is not None:
+    path = _ledger_path(config)
+    if path is not None:
         privacy.charge(
-            ledger_path,
+            path,
             run_dir=run.path.resolve(),
             dataset=config.data.source,
             fingerprint=str(assembly.splits.manifest.get("fingerprint", "")),
             limit_epsilon=config.dp.ledger_epsilon,
             has_begun=has_begun,
         )
+
+
+def _end_privately(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
+    """Gives back what the run did not spend of the dataset's budget, and erases its secret."""
+    path = _ledger_path(config)
+    if path is not None and privacy.state.secret is not None:
+        privacy.settle(path, num_steps)
+    private_state.write(run.checkpoints, dataclasses.replace(privacy.state, secret=None))
 
 
 def _ledger_path(config: RunConfig) -> Path | None:
@@ -370,12 +409,15 @@ def _monitor(objective: Objective, config: RunConfig, *, has_validation: bool) -
 def _tensorboard(
     assembly: Assembly, config: RunConfig, run: RunDirectory, ledger: callbacks.Ledger
 ) -> TensorBoardLog:
+    is_private = assembly.privacy is not None
     first = batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)
     return TensorBoardLog(
         run.tensorboard,
         ledger,
         hyperparameters=flatten(config),
-        first_batch=next(iter(first))[0],
+        # Private examples are shown nowhere.
+        first_batch=None if is_private else next(iter(first))[0],
+        notice=NOT_PRIVATE if is_private else None,
         graph=assembly.network if config.train.log_graph else None,
         profile_steps=config.train.profile_steps,
     )

@@ -28,6 +28,9 @@ from tfbig.training.private_state import PrivateState
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_FIGURES = 20.0
+NOT_PRIVATE = (
+    "Not private: the figures on the training examples are exact. The promise of dp.json covers the network alone."
+)
 
 
 class BudgetSpent(Interrupted):

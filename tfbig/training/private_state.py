@@ -1,7 +1,8 @@
 """What a private run must remember beside its checkpoints, and nobody else may read: the secret of its draws.
 
 The secret decides which examples each step draws, and the noise. It lies in the checkpoints' folder, readable by
-its owner alone, so that a resumed run makes the very draws that the interrupted one would have made.
+its owner alone, so that a resumed run makes the very draws that the interrupted one would have made; when the run
+has ended it is erased, for whoever has it can take the noise away.
 Imports no TensorFlow.
 """
 
@@ -17,6 +18,7 @@ from tfbig.errors import EnvironmentFault
 
 _NAME = "private_state.json"
 _SECRET_BITS = 128
+_NOTICE = "Keep to yourself: with the secret, the noise of this run's training can be taken away."
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class PrivateState:
 
     Args:
         run_id: Names the run in a ledger.
-        secret: SECRET_BITS random bits, of all draws of the run.
+        secret: 128 random bits, of all draws of the run; None when it has been erased.
         noise_multiplier: The noise that was calibrated when the run began; None until then.
     """
 
     run_id: str
-    secret: int
+    secret: int | None
     noise_multiplier: float | None = None
 
     def __repr__(self) -> str:
@@ -40,7 +42,12 @@ class PrivateState:
 
 def fresh() -> PrivateState:
     """A new run's state, from the operating system's randomness."""
-    return PrivateState(secrets.token_hex(16), secrets.randbits(_SECRET_BITS))
+    return PrivateState(secrets.token_hex(16), draw_secret())
+
+
+def draw_secret() -> int:
+    """A secret from the operating system's randomness."""
+    return secrets.randbits(_SECRET_BITS)
 
 
 def read(folder: Path) -> PrivateState | None:
@@ -52,8 +59,12 @@ def read(folder: Path) -> PrivateState | None:
     path = folder / _NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        noise = content["noise_multiplier"]
-        return PrivateState(str(content["run_id"]), int(content["secret"]), None if noise is None else float(noise))
+        secret, noise = content["secret"], content["noise_multiplier"]
+        return PrivateState(
+            str(content["run_id"]),
+            None if secret is None else int(secret),
+            None if noise is None else float(noise),
+        )
     except FileNotFoundError:
         if any(folder.glob("*.npz")):
             raise EnvironmentFault(
@@ -79,7 +90,7 @@ def write(folder: Path, state: PrivateState) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(asdict(state), file)
+            json.dump({"notice": _NOTICE, **asdict(state)}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(folder / _NAME)

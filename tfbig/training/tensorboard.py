@@ -26,6 +26,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         ledger: Gives the figures of the epochs so far.
         hyperparameters: Dotted flag -> number, string or bool.
         first_batch: (B, ...) features of the first step, shown where they are pictures (B, H, W, 1 or 3) in [0, 1].
+        notice: Said beside the figures; None for nothing.
         graph: Network whose graph is written.
         profile_steps: First and last global step to profile.
     """
@@ -37,12 +38,14 @@ class TensorBoardLog(keras.callbacks.Callback):
         *,
         hyperparameters: Mapping[str, str | float | bool],
         first_batch: tf.Tensor | None = None,
+        notice: str | None = None,
         graph: keras.Model | None = None,
         profile_steps: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self._folder, self._ledger = folder, ledger
         self._hyperparameters, self._first_batch, self._graph = hyperparameters, first_batch, graph
+        self._notice = notice
         self._profile_steps, self._profiling = profile_steps, False
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
@@ -55,6 +58,8 @@ class TensorBoardLog(keras.callbacks.Callback):
             hparams.hparams(dict(self._hyperparameters))
             if self._first_batch is not None and _are_pictures(self._first_batch):
                 tf.summary.image("first_batch", self._first_batch, max_outputs=_NUM_PICTURES)
+            if self._notice is not None:
+                tf.summary.text("notice", self._notice)
             if self._graph is not None:
                 function = tf.function(lambda x: self._graph(x, training=True))
                 spec = tf.TensorSpec(self._graph.input_shape, self._graph.inputs[0].dtype)

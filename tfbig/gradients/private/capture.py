@@ -38,8 +38,8 @@ class Call:
 
     @property
     def input(self) -> tf.Tensor:
-        """The first argument."""
-        return self.args[0]
+        """The first argument, which some layers are given by its name."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
 
 Calls = dict[int, list[Call]]

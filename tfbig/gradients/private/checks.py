@@ -72,7 +72,7 @@ def refuse_mixing(losses: Losses, network: keras.Model, batch: Batch) -> None:
         batch: Synthetic examples, at least 2.
     """
     changed = tf.nest.map_structure(lambda t: tf.concat([t[:1], tf.reverse(_altered(t), [0])[:-1]], 0), batch.x)
-    before = [np.array(variable) for variable in network.non_trainable_variables]
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
 
     def first_loss(x: tf.Tensor) -> np.ndarray:
         per_example, _ = losses(network, batch._replace(x=x), training=True)

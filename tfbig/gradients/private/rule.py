@@ -70,6 +70,7 @@ class PrivateRule:
         """What a checkpoint has to hold."""
         return self.bound.variables
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, losses: Losses, network: keras.Model, batch: Batch) -> Step:
         """A replica's share of the private gradient.
 
@@ -119,7 +120,7 @@ def private(
         noise_multiplier: Sigma, at least 0; 0 is not private.
         expected_batch: Examples a step over all replicas, at least 1.
         physical_batch_size: Examples a replica computes at once, at least 1.
-        secret: From `noise.draw_secret`.
+        secret: Random bits of the operating system, at least 63, that nobody knows.
         step: The number of the step, from 0, such as `lambda: optimizer.iterations`.
         clip_quantile: Lets the bound follow this quantile of the norms; None keeps it.
         tree_steps_per_epoch: Draws the noise along a tree over this many steps, for DP-FTRL; None draws it anew
