@@ -26,6 +26,7 @@ from tfbig.training.task import Task
 
 if TYPE_CHECKING:
     from tfbig.evaluation.evaluate import Evaluation
+    from tfbig.training.callbacks import Ledger
     from tfbig.training.fit import Assembly
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def run(task: Task, config: RunConfig) -> Outcome:
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
         if finished is not None:
-            log.warning("%s is finished; --resume never trains it again", path)
+            how = "stopped at its privacy budget" if finished[1] else "is finished"
+            log.warning("%s %s; --resume never trains it again", path, how)
             return finished
         try:
             return _run_in(task, config, run_directory)
@@ -134,7 +136,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         ledger = fit(assembly, config, run_directory)
-        evaluation = _judge(assembly, config, run_directory, ledger.history)
+        evaluation = _judge(assembly, config, run_directory, ledger)
         exported = export_version(task, assembly, Path(config.export.dir).expanduser()) if config.export.dir else None
     figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
     metrics = {f"test_{name}": figure["value"] for name, figure in figures.items()}
@@ -163,7 +165,7 @@ def _refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirecto
 
 
 def _judge(
-    assembly: Assembly, config: RunConfig, run_directory: RunDirectory, history: list[dict[str, float]]
+    assembly: Assembly, config: RunConfig, run_directory: RunDirectory, ledger: Ledger
 ) -> Evaluation:
     """The test split's figures, predictions.csv and report.html."""
     from tfbig.evaluation.charts import confusion_matrix_png
@@ -177,11 +179,11 @@ def _judge(
     )
     run_directory.write_json("evaluation.json", evaluation.report)
     write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
-    write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=history)
+    write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=ledger.history)
     matrix = cast(list[list[int]] | None, evaluation.report.get("confusion_matrix"))
     if matrix:
         png = confusion_matrix_png(matrix, splits.spec.class_names)
-        write_picture(run_directory.tensorboard, "confusion_matrix", png, step=int(history[-1]["step"]))
+        write_picture(run_directory.tensorboard, "confusion_matrix", png, step=ledger.global_step)
     return evaluation
 
 

@@ -190,7 +190,7 @@ def plan_privacy(
             )
         if allowed < num_steps:
             log.warning("--dp.max_epsilon %g ends the run after %d of %d steps", max_epsilon, allowed, num_steps)
-    if sampling == "shuffle":
+    if sampling == "shuffle" and noise == "gaussian":
         log.warning(
             "shuffled batches earn no amplification by sampling: epsilon counts each epoch in full; --dp.sampling "
             "poisson costs far less at the same noise"

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfbig.data.splits import Batch
 from tfbig.gradients.private.capture import Taps
-from tfbig.gradients.private.contributions import Contributions
+from tfbig.gradients.private.contributions import Contributions, stored
 from tfbig.gradients.private.layers import contributions_of
 
 Losses: TypeAlias = Callable[..., tuple[tf.Tensor, tf.Tensor]]
@@ -115,7 +115,7 @@ class ByExample:
 
         def one(index: tf.Tensor) -> Clipped:
             single = tf.nest.map_structure(lambda t: tf.gather(t, index)[None], batch)
-            values = [variable.value for variable in variables]
+            values = stored(variables)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
                 per_example, outputs = losses(network, single, training=training)
@@ -123,8 +123,10 @@ class ByExample:
             gradients = tape.gradient(loss, values, unconnected_gradients="zero")
             gradients = [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in gradients]
             norm = tf.linalg.global_norm(gradients)
-            factor = clipping_factors(norm, clip_norm) * single.weight[0]
-            return Clipped([factor * gradient for gradient in gradients], norm[None], per_example, outputs)
+            # An example whose gradient is not finite cannot be scaled down to the bound, and adds nothing.
+            factor = tf.where(tf.math.is_finite(norm), clipping_factors(norm, clip_norm) * single.weight[0], 0.0)
+            sums = [tf.math.multiply_no_nan(gradient, factor) for gradient in gradients]
+            return Clipped(sums, norm[None], per_example, outputs)
 
         return _accumulated(one, network, tf.shape(batch.weight)[0], self._output_spec, size=1)
 
@@ -164,7 +166,14 @@ def in_microbatches(
         piece = tf.nest.map_structure(lambda t: tf.gather(t, index), parts)
         return engine(losses, network, piece, clip_norm, training=True)
 
-    return _accumulated(part, network, num_parts, output_spec, size=size)
+    clipped = _accumulated(part, network, num_parts, output_spec, size=size)
+    known = batch.weight.shape  # where the loop has forgotten it
+
+    def restored(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tensor, [*known, *tensor.shape[1:]])
+
+    norms, per_example, outputs = tf.nest.map_structure(restored, tuple(clipped)[1:])
+    return Clipped(clipped.sums, norms, per_example, outputs)
 
 
 def _accumulated(

@@ -16,7 +16,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+import keras
 import tensorflow as tf
+
+# Of a sum of products of Gram matrices, over the sum of its diagonal: 16 units in float32's last place.
+_ROUNDING = 16 * 2.0**-23
 
 
 class Contribution(Protocol):
@@ -81,7 +85,7 @@ class OuterProducts:
         if prefer_gram_matrices(t, d, p):
             gram_x = tf.matmul(x, x, transpose_b=True)  # (B, T, T)
             gram_g = tf.matmul(g, g, transpose_b=True)  # (B, T, T)
-            return tf.reduce_sum(gram_x * gram_g, axis=[1, 2])
+            return _sum_with_margin(gram_x * gram_g)
         self._products = tf.matmul(x, g, transpose_a=True)  # (B, D, P)
         return sum_of_squares(self._products)
 
@@ -112,7 +116,7 @@ class EmbeddingRows:
         """(B,) squared norms; positions with the same id share a row."""
         same_row = tf.cast(self._ids[:, :, None] == self._ids[:, None, :], tf.float32)  # (B, T, T)
         gram = tf.matmul(self._output_gradients, self._output_gradients, transpose_b=True)  # (B, T, T)
-        return tf.reduce_sum(same_row * gram, axis=[1, 2])
+        return _sum_with_margin(same_row * gram)
 
     def weighted_sum(self, weights: tf.Tensor) -> tf.Tensor:
         """(V, P) weighted sum over examples."""
@@ -138,6 +142,15 @@ def sum_over_examples(weights: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.matmul(weights[None, :], flat), shape)
 
 
+def _sum_with_margin(terms: tf.Tensor) -> tf.Tensor:
+    """(B,) sums of (B, T, T), and their rounding errors.
+
+    Positions whose gradients cancel leave little but rounding, also below 0; without the margin an example with
+    large activations could pass for one with a small norm, and its influence exceed the bound.
+    """
+    return tf.reduce_sum(terms, axis=[1, 2]) + _ROUNDING * tf.reduce_sum(tf.linalg.diag_part(terms), axis=1)
+
+
 def by_position(tensor: tf.Tensor) -> tf.Tensor:
     """(B, ..., C) as (B, T, C)."""
     return tf.reshape(tensor, [-1, math.prod(tensor.shape[1:-1]), tensor.shape[-1]])
@@ -146,3 +159,11 @@ def by_position(tensor: tf.Tensor) -> tf.Tensor:
 def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """The positions of several calls of one layer, one after the other: its gradients add up before the norm."""
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+
+
+def stored(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
+    """What a tape can watch: each variable's storage on this device, or on the first one outside of a replica."""
+    if not tf.distribute.in_cross_replica_context():
+        return [variable.value for variable in variables]
+    strategy = tf.distribute.get_strategy()
+    return [strategy.experimental_local_results(variable.value)[0] for variable in variables]

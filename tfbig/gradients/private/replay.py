@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfbig.gradients.private.capture import Call, Untappable
-from tfbig.gradients.private.contributions import Contributions, Materialised
+from tfbig.gradients.private.contributions import Contributions, Materialised, stored
 
 
 def replayed(
@@ -53,7 +53,7 @@ def _replayed_call(layer: keras.layers.Layer, call: Call, variables: Sequence[ke
         ]
         args, kwargs = tf.nest.pack_sequence_as(whole, parts)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            values = [variable.value for variable in variables]
+            values = stored(variables)
             tape.watch(values)
             output = layer(*args, **kwargs)
         gradient = tf.gather(call.gradient, index)[None]
