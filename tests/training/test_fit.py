@@ -9,13 +9,15 @@ import pytest
 import tensorflow as tf
 
 from tfbig.config import AdaptConfig, DataConfig, RunConfig, TrainConfig
-from tfbig.data.splits import DataSpec, Splits, array_split
+from tfbig.data.splits import DataSpec, IndexPlan, Splits, array_split, batches
 from tfbig.errors import DivergedError, UsageError
 from tfbig.networks import adapters, heads, scratch
 from tfbig.networks.backbones import Backbone
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime
+from tfbig.training import assembly as assembling
 from tfbig.training import checkpoints, fit
+from tfbig.training.assembly import Assembly, assemble
 from tfbig.training.callbacks import Ledger, Monitor
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
 from tfbig.training.run_directory import open_run
@@ -58,9 +60,9 @@ def _config(mode: str = "head", **train: object) -> RunConfig:
     return RunConfig(DataConfig(batch_size=16), adapt=AdaptConfig(mode=mode), train=settings, options=_NoOptions())
 
 
-def _fit(config: RunConfig, folder: Path) -> tuple[fit.Assembly, Ledger]:
+def _fit(config: RunConfig, folder: Path) -> tuple[Assembly, Ledger]:
     with open_run(folder) as run, runtime(strategy="none", precision="float32", seed=0) as strategy:
-        assembly = fit.assemble(TASK, config, TASK.load(config), strategy)
+        assembly = assemble(TASK, config, TASK.load(config), strategy)
         return assembly, fit.fit(assembly, config, run)
 
 
@@ -73,7 +75,7 @@ def test_cached_features_give_the_result_of_computing_them_each_epoch(
 ) -> None:
     cached, history = _fit(_config(), tmp_path / "cached")
     assert cached.learner.network is not cached.network
-    monkeypatch.setattr(fit, "_FEATURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(assembling, "_FEATURE_CACHE_BYTES", 0)
     computed, history_computed = _fit(_config(), tmp_path / "computed")
     assert computed.learner.network is computed.network
     np.testing.assert_allclose(_weights(cached.network), _weights(computed.network), atol=1e-5)
@@ -89,7 +91,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
     best = int(np.argmin(losses))
     assert len(losses) < 40 and len(losses) - 1 - best == 2
     kept = assembly.learner.evaluate(
-        fit.batches(assembly.validation, fit.IndexPlan(24, 16, shuffle=False)), verbose=0, return_dict=True
+        batches(assembly.validation, IndexPlan(24, 16, shuffle=False)), verbose=0, return_dict=True
     )
     assert kept["loss"] == pytest.approx(losses[best], rel=1e-5)
     assert checkpoints.read(tmp_path / "run" / "checkpoints" / "best.npz").meta["epoch"] == best + 1
@@ -135,7 +137,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_no_checkpoint_of_it(
         TASK, objective=lambda config, splits: _overflowing(classification(3))
     )
     with open_run(tmp_path / "run") as run, runtime(strategy="none", precision="float32", seed=0) as strategy:
-        assembly = fit.assemble(spoiled, config, TASK.load(config), strategy)
+        assembly = assemble(spoiled, config, TASK.load(config), strategy)
         with pytest.raises(DivergedError, match=r"step \d+"):
             fit.fit(assembly, config, run)
     stored = checkpoints.load_latest(tmp_path / "run" / "checkpoints")
@@ -155,7 +157,7 @@ def test_patience_needs_a_validation_split(tmp_path: Path) -> None:
     config = _config(early_stopping_patience=1)
     with open_run(tmp_path / "run") as run, runtime(strategy="none", precision="float32", seed=0) as strategy:
         with pytest.raises(UsageError, match="validation"):
-            fit.assemble(no_validation, config, no_validation.load(config), strategy)
+            assemble(no_validation, config, no_validation.load(config), strategy)
     assert not run.path.exists()
 
 

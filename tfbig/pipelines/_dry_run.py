@@ -33,7 +33,7 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
 
     from tfbig.data.splits import IndexPlan, batches
     from tfbig.runtime import runtime
-    from tfbig.training.fit import assemble
+    from tfbig.training.assembly import assemble
 
     settings = config.runtime
     with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tfbig.training.task import Task
 
 if TYPE_CHECKING:
-    from tfbig.training.fit import Assembly
+    from tfbig.training.assembly import Assembly
 
 _NUM_SAMPLES = 16
 

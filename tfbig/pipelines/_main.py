@@ -26,8 +26,8 @@ from tfbig.training.task import Task
 
 if TYPE_CHECKING:
     from tfbig.evaluation.evaluate import Evaluation
+    from tfbig.training.assembly import Assembly
     from tfbig.training.callbacks import Ledger
-    from tfbig.training.fit import Assembly
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,9 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
 
     from tfbig.runtime import runtime
     from tfbig.training import private_state
+    from tfbig.training.assembly import assemble
     from tfbig.training.environment import describe
-    from tfbig.training.fit import assemble, fit
+    from tfbig.training.fit import fit
 
     settings = config.runtime
     with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:

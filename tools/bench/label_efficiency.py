@@ -35,7 +35,7 @@ import tensorflow as tf
 from tfbig.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from tfbig.data.splits import IndexPlan, Split, Splits, batches
 from tfbig.pipelines.image_finetune import TASK, ImageOptions
-from tfbig.training.fit import assemble
+from tfbig.training.assembly import assemble
 
 ARMS = {"finetuned": "bundled:glyphs", "scratch": "scratch:convnet"}
 LABELS: dict[str, int | None] = {"5": 5, "20": 20, "all": None}

@@ -2,7 +2,7 @@
 
 Each example's gradient is clipped, Gaussian noise is added to the sum, and the result is divided by the
 expected batch (Abadi et al. 2016, arXiv 1607.00133). checks.py refuses what would break the promise;
-accounting.py says what the promise is. Top of this folder; training/fit.py gives it to the learner.
+accounting.py says what the promise is. Top of this folder; training/assembly.py gives it to the learner.
 """
 
 from __future__ import annotations
