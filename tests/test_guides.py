@@ -47,17 +47,19 @@ def test_every_flag_that_the_documentation_names_exists(project_root: Path) -> N
     from tfbig.pipelines.image_finetune import TASK
 
     known = {flag.name for flag in flags(TASK)} | {"config", "help", "help_all", "print_config", "debug", "version"}
-    known |= {"slow", "json", "seeds", "signature", "batch_size", "format"}  # of tools and of predict
+    # Of tools, of predict and of audit.
+    known |= {"slow", "json", "seeds", "signature", "batch_size", "format", "canaries", "seed", "only", "rows", "seconds"}
     pages = [project_root / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "pipelines/README.md")]
     for page in pages + sorted((project_root / "docs").rglob("*.md")):
-        for name in re.findall(r"--([a-z][a-z_.]+[a-z_])", page.read_text()):
+        for name in re.findall(r"--([a-z][a-z0-9_.]+[a-z0-9_])", page.read_text()):
             assert name in known, f"{page.name} names --{name}, which does not exist"
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
-def test_every_command_of_the_readme_parses(project_root: Path, page: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/privacy.md", "docs/guides/own_data.md"])
+def test_every_command_of_a_page_parses(project_root: Path, page: str) -> None:
     from tfbig.pipelines._command_line import parse
     from tfbig.pipelines.image_finetune import TASK
+    from tfbig.training.conflicts import check_conflicts
 
     text = (project_root / page).read_text()
     commands = [line for block in _BLOCK.findall(text) if block[0] == "bash" for line in _joined(block[2])]
@@ -65,8 +67,8 @@ def test_every_command_of_the_readme_parses(project_root: Path, page: str) -> No
     assert jobs
     for words in jobs:
         arguments = words[words.index("tfbig.pipelines.image_finetune") + 1 :]
-        parse(TASK, [word for word in arguments if word not in ("--help", "--print_config")])
-    assert "tools/quickstart" in commands[0]
+        check_conflicts(parse(TASK, [word for word in arguments if word not in ("--help", "--print_config")]))
+    assert "tools/quickstart" in commands[0] or not page.startswith("README")
     for line in commands:
         tool = shlex.split(line, comments=True)[0] if shlex.split(line, comments=True) else ""
         assert not tool.startswith("tools/") or os.access(project_root / tool, os.X_OK), f"{tool} cannot be run"
