@@ -93,7 +93,12 @@ class OuterProducts:
         """The weighted sum over examples, from the products where they are there already."""
         if self._products is not None:
             return self._finish(sum_over_examples(weights, self._products))
-        x, g = self._inputs, self._output_gradients * weights[:, None, None]
+        x, g = self._inputs, self._output_gradients
+        # The smaller one; of equals the inputs, which the projections of an attention layer share.
+        if x.shape[2] <= g.shape[2]:
+            x *= weights[:, None, None]
+        else:
+            g *= weights[:, None, None]
         flat_x, flat_g = tf.reshape(x, [-1, x.shape[2]]), tf.reshape(g, [-1, g.shape[2]])  # (B*T, D), (B*T, P)
         return self._finish(tf.matmul(flat_x, flat_g, transpose_a=True))
 

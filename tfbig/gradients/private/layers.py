@@ -249,12 +249,17 @@ def _layer_normalization(layer: keras.layers.LayerNormalization, calls: Sequence
     rank = calls[0].input.shape.rank
     axes = sorted(axis % rank for axis in layer.axis)
 
-    def normalised(x: tf.Tensor) -> tf.Tensor:
+    def scale_gradients(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
         # The very operations of the layer, so that TensorFlow computes them once.
         mean, variance = ops.moments(x, axes=axes, keepdims=True)
-        return (x - mean) * ops.rsqrt(variance + layer.epsilon)
+        deviation = ops.rsqrt(variance + layer.epsilon)
+        if axes != [rank - 1]:
+            return tf.reduce_sum(g * (x - mean) * deviation, [axis for axis in range(1, rank) if axis not in axes])
+        # Two products with the positions' statistics read less memory than normalising again.
+        of_x, of_mean = (tf.reshape(t, [-1, 1, math.prod(x.shape[1:-1])]) for t in (deviation, mean * deviation))
+        return tf.squeeze(tf.matmul(of_x, by_position(g * x)) - tf.matmul(of_mean, by_position(g)), 1)
 
-    return _scale_and_offset(layer, calls, normalised, axes)
+    return _scale_and_offset(layer, calls, scale_gradients, axes)
 
 
 @contributions.register(keras.layers.GroupNormalization)
@@ -262,13 +267,18 @@ def _group_normalization(layer: keras.layers.GroupNormalization, calls: Sequence
     rank = calls[0].input.shape.rank
     if layer.axis not in (-1, rank - 1):
         return replayed(layer, calls)
+    positions = list(range(1, rank - 1))
 
-    def normalised(x: tf.Tensor) -> tf.Tensor:
+    def scale_gradients(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
         grouped = ops.reshape(x, [-1, *x.shape[1:-1], layer.groups, x.shape[-1] // layer.groups])
-        mean, variance = ops.moments(grouped, axes=[*range(1, rank - 1), rank], keepdims=True)
-        return tf.reshape((grouped - mean) * ops.rsqrt(variance + layer.epsilon), tf.shape(x))
+        mean, variance = ops.moments(grouped, axes=[*positions, rank], keepdims=True)
+        mean, deviation = (tf.reshape(t, [-1, layer.groups, 1]) for t in (mean, ops.rsqrt(variance + layer.epsilon)))
+        of_x, of_mean = (
+            tf.reshape(tf.reduce_sum(t, positions), [-1, layer.groups, x.shape[-1] // layer.groups]) for t in (g * x, g)
+        )
+        return tf.reshape((of_x - mean * of_mean) * deviation, [-1, x.shape[-1]])
 
-    return _scale_and_offset(layer, calls, normalised, [rank - 1])
+    return _scale_and_offset(layer, calls, scale_gradients, [rank - 1])
 
 
 @contributions.register(keras.layers.BatchNormalization)
@@ -279,11 +289,12 @@ def _batch_normalization(layer: keras.layers.BatchNormalization, calls: Sequence
     shape = [1] * rank
     shape[axis] = layer.moving_mean.shape[0]
 
-    def normalised(x: tf.Tensor) -> tf.Tensor:
+    def scale_gradients(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
         mean, variance = (tf.reshape(_value(v), shape) for v in (layer.moving_mean, layer.moving_variance))
-        return (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
+        normalised = (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
+        return tf.reduce_sum(g * normalised, [other for other in range(1, rank) if other != axis])
 
-    return _scale_and_offset(layer, calls, normalised, [axis])
+    return _scale_and_offset(layer, calls, scale_gradients, [axis])
 
 
 @contributions.register(keras.layers.PReLU)
@@ -295,18 +306,17 @@ def _prelu(layer: keras.layers.PReLU, calls: Sequence[Call]) -> Contributions:
 
 
 def _scale_and_offset(
-    layer: keras.layers.Layer, calls: Sequence[Call], normalised: Callable, axes: Sequence[int]
+    layer: keras.layers.Layer, calls: Sequence[Call], scale_gradients: Callable, axes: Sequence[int]
 ) -> Contributions:
-    """Of gamma and beta along `axes`, behind a normalisation of the input."""
+    """Of gamma and beta along `axes`; `scale_gradients` takes (B, ...) inputs and gradients to gamma's (B, ...)."""
     others = [axis for axis in range(1, calls[0].input.shape.rank) if axis not in axes]
-    gamma, beta = tf.constant(0.0), tf.constant(0.0)
-    for call in calls:
-        g = tf.cast(call.gradient, tf.float32)
-        beta += tf.reduce_sum(g, others)
-        if layer.gamma is not None:
-            gamma += tf.reduce_sum(g * normalised(tf.cast(call.input, tf.float32)), others)
-    found: Contributions = {} if layer.gamma is None else {id(layer.gamma): Materialised(gamma)}
-    return found if layer.beta is None else found | {id(layer.beta): Materialised(beta)}
+    uses = [(tf.cast(call.input, tf.float32), tf.cast(call.gradient, tf.float32)) for call in calls]
+    found: Contributions = {}
+    if layer.gamma is not None:
+        found[id(layer.gamma)] = Materialised(tf.add_n([scale_gradients(x, g) for x, g in uses]))
+    if layer.beta is not None:
+        found[id(layer.beta)] = Materialised(tf.add_n([tf.reduce_sum(g, others) for _, g in uses]))
+    return found
 
 
 def _bias(layer: keras.layers.Layer, per_example: tf.Tensor) -> Contributions:

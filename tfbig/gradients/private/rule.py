@@ -84,8 +84,10 @@ class PrivateRule:
             self.engine, losses, network, batch, clip_norm,
             size=self._physical_batch_size, output_spec=self._output_spec,
         )  # fmt: skip
-        # One more draw, for what the bound counts.
-        *noise, of_bound = self._noise([*(total.shape for total in clipped.sums), ()], step)
+        # Not before the norms are known, or the noise would lie in memory beside the activations. The last draw is for
+        # what the bound counts.
+        with tf.control_dependencies([clipped.norms]):
+            *noise, of_bound = self._noise([*(total.shape for total in clipped.sums), ()], step)
         spread = self.bound.noise_multiplier * clip_norm
         gradients = [
             (total + spread * drawn) / self._expected_batch for total, drawn in zip(clipped.sums, noise, strict=True)
