@@ -74,8 +74,9 @@ def refuse_mixing(losses: Losses, network: keras.Model, batch: Batch) -> None:
     changed = tf.nest.map_structure(lambda t: tf.concat([t[:1], tf.reverse(_altered(t), [0])[:-1]], 0), batch.x)
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
 
-    def first_loss(x: tf.Tensor) -> np.ndarray:
+    def first_loss(x: tf.Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
         per_example, _ = losses(network, batch._replace(x=x), training=True)
+        after = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
         for variable, value in zip(network.non_trainable_variables, before, strict=True):
             variable.assign(value)
         if per_example.shape != batch.weight.shape:
@@ -83,9 +84,15 @@ def refuse_mixing(losses: Losses, network: keras.Model, batch: Batch) -> None:
                 f"The objective must give one loss an example, {tuple(batch.weight.shape)}, but gives "
                 f"{tuple(per_example.shape)}; private training clips each example's gradient."
             )
-        return np.asarray(per_example[0], np.float64)
+        return np.asarray(per_example[0], np.float64), after
 
-    one, other = first_loss(batch.x), first_loss(changed)
+    (one, after_one), (other, after_other) = first_loss(batch.x), first_loss(changed)
+    for variable, first, second in zip(network.non_trainable_variables, after_one, after_other, strict=True):
+        if not np.array_equal(first, second):
+            raise UsageError(
+                f"{variable.path} follows the examples and is not trained, so it would be saved without noise; freeze "
+                "the layer that keeps it, or leave it out."
+            )
     if not np.allclose(one, other, rtol=1e-4, atol=1e-6):
         raise UsageError(
             "An example's loss depends on the other examples of its batch, so no example's influence can be bounded; "

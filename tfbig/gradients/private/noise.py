@@ -3,11 +3,11 @@
 Independent Gaussian noise a step for DP-SGD (Abadi et al. 2016, arXiv 1607.00133), or noise whose running sum
 follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used by rule.py.
 
-Guarantees: no two draws of one secret share a random number. (step, variable, replica) is written into the
-second half of the seed without overlap; TensorFlow's stateless generator maps that half to a key and an
-offset of Philox by a bijection, so different triples begin different streams. A resumed run draws for each
-step what the interrupted one drew, or would have drawn. What the generator and floating-point numbers do not
-protect from is in docs/privacy.md.
+Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under
+a key, the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and
+the position within a draw into the lower. A resumed run draws for each step what the interrupted one drew, or
+would have drawn, with XLA and without. What the generator and floating-point numbers do not protect from is in
+docs/privacy.md.
 """
 
 from __future__ import annotations
@@ -105,9 +105,13 @@ def _normal(shape: Sequence[int], key: int, code: tf.Tensor) -> tf.Tensor:
     standard deviations instead of 6.7.
     """
     size = math.prod(shape)
-    philox_key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.stack([tf.constant(key, tf.int64), code]))
+    # Not by StatelessRandomGetKeyCounter: under XLA it drops the upper 32 bits of each half of a seed.
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[2, (size + 1) // 2], key=philox_key, counter=counter, alg=_PHILOX, dtype=tf.uint32
+        shape=[2, (size + 1) // 2],
+        key=tf.constant([key], tf.uint64),
+        counter=tf.stack([tf.constant(0, tf.uint64), tf.cast(code, tf.uint64)]),
+        alg=_PHILOX,
+        dtype=tf.uint32,
     )
     # In (0, 1]: never 0, whose logarithm is infinite.
     uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-32

@@ -134,5 +134,5 @@ class AdaptiveNorm:
         # Less a half, so that one example changes the sum by a half at most.
         whole = (tf.cast(norms <= bound, tf.float32) - _COUNT_SENSITIVITY) * weights
         noisy = sum_over_replicas(tf.reduce_sum(whole) + self.count_stddev * noise)
-        share = noisy / expected_batch + _COUNT_SENSITIVITY
+        share = tf.clip_by_value(noisy / expected_batch + _COUNT_SENSITIVITY, 0.0, 1.0)
         self._norm.assign(bound * tf.exp(-_LEARNING_RATE * (share - self._quantile)))
