@@ -17,12 +17,14 @@ def with_group_norm(network: keras.Model) -> keras.Model:
     """A fresh network of the same layers, each BatchNorm replaced by group normalisation.
 
     Args:
-        network: Functional; its weights are not kept.
+        network: Functional or Sequential, built, other such models in it included; its weights are not kept.
 
     Returns:
         A network with new weights. A norm of C channels has the most groups, up to 32, that divide C evenly.
     """
-    return keras.models.clone_model(network, clone_function=_replaced, call_function=_called)
+    # A Sequential model calls its layers itself, without a mask where there is none.
+    called = {} if isinstance(network, keras.Sequential) else {"call_function": _called}
+    return keras.models.clone_model(network, clone_function=_replaced, **called)
 
 
 def _called(layer: keras.layers.Layer, *args: object, **kwargs: object) -> keras.KerasTensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from typing import cast
 
 import keras
 
-from tfbig.errors import GateError, Interrupted
-from tfbig.gradients.private.accounting import affordable_steps, calibrate, epsilon
+from tfbig.errors import GateError, Interrupted, UsageError
+from tfbig.gradients.private.accounting import MAX_EPSILON, affordable_steps, calibrate, epsilon
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.gradients.private.mechanism import Accountant, Mechanism, Noise, Sampling
 from tfbig.gradients.private.record import privacy_record
@@ -162,7 +163,7 @@ def plan_privacy(
         max_epsilon: Budget that the run stops before; None for none.
 
     Raises:
-        UsageError: The target cannot be reached.
+        UsageError: The target cannot be reached, or the noise is too little to promise anything.
         GateError: Not even one step is within the budget.
     """
     sigma = noise_multiplier or state.noise_multiplier
@@ -190,6 +191,12 @@ def plan_privacy(
             )
         if allowed < num_steps:
             log.warning("--dp.max_epsilon %g ends the run after %d of %d steps", max_epsilon, allowed, num_steps)
+    if math.isinf(epsilon(mechanism, allowed, delta=delta, accountant=accountant)):
+        # Refused now: no file of figures holds an infinite one.
+        raise UsageError(
+            f"A noise multiplier of {sigma:g} over {allowed} steps promises nothing, for its epsilon is above "
+            f"{MAX_EPSILON:g}; 0.5 to 10 is usual. Train without --dp where no promise is needed."
+        )
     if sampling == "shuffle" and noise == "gaussian":
         log.warning(
             "shuffled batches earn no amplification by sampling: epsilon counts each epoch in full; --dp.sampling "

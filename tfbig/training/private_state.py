@@ -8,7 +8,9 @@ Imports no TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import secrets
 from dataclasses import asdict, dataclass
@@ -60,11 +62,11 @@ def read(folder: Path) -> PrivateState | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         secret, noise = content["secret"], content["noise_multiplier"]
-        return PrivateState(
-            str(content["run_id"]),
-            None if secret is None else int(secret),
-            None if noise is None else float(noise),
-        )
+        if not (secret is None or (type(secret) is int and 0 < secret < 2**_SECRET_BITS)):
+            raise ValueError("no secret")
+        if not (noise is None or 0 < noise < math.inf):
+            raise ValueError("no noise multiplier")
+        return PrivateState(str(content["run_id"]), secret, noise)
     except FileNotFoundError:
         if any(folder.glob("*.npz")):
             raise EnvironmentFault(
@@ -97,4 +99,5 @@ def write(folder: Path, state: PrivateState) -> None:
     except OSError as error:
         raise EnvironmentFault(f"{folder / _NAME} cannot be written ({error.strerror or error}).") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
