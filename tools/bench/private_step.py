@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""What privacy costs: CPU time and memory of a private training step over one without, for tfbig and its peers.
+
+    python tools/bench/private_step.py --json
+
+Four rows (`private_step/rows.py`), the same network, batch, clipping and noise for all tools: `tfbig`;
+`opacus_hooks` and `opacus_ghost`, Opacus 1.6 on PyTorch 2.13; `tf_privacy`, TensorFlow Privacy 0.9 on
+TensorFlow 2.15. A step is all that training does with a batch: forward, backward, clipping, noise, SGD.
+The last line of stdout is
+{"tfbig": {"cnn": {"ms", "ratio", "memory_ratio"}, "vit": ..., "head": ..., "lora": ...}, ..., "versions": ...}.
+
+- `ms`: median CPU milliseconds of a private step, on one thread.
+- `ratio`: median of private / plain, the two alternating in one process, each in the tool's own framework.
+- `memory_ratio`: the peak resident memory of a process that only runs private steps over that of one that only
+  runs plain ones. Both hold the interpreter and the libraries, and nothing is taken off for that.
+
+Each peer runs in an environment that this script makes (`--environments`). A row that cannot be measured is
+null, and the table on stderr says why. The exit code is 1 where that happens to tfbig.
+
+XLA: each peer has the setting that makes its row fastest. For TF Privacy that is on for `head` and off
+elsewhere (on: 5 times as long for `cnn`, and `vit` does not compile in eight minutes). tfbig has it off, unless
+`--jit` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "private_step"))
+
+from environments import OPACUS, TF_PRIVACY, Environment, Unavailable, clean_variables, interpreter
+from rows import ROWS
+
+SCRIPTS = Path(__file__).resolve().parent / "private_step"
+ROOT = SCRIPTS.parents[2]
+TIMEOUT_S = 3600
+VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONWARNINGS": "ignore",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One column of the bench.
+
+    Args:
+        script: In `private_step/`.
+        environment: Where it runs; None for this interpreter.
+        arguments: Of the script.
+        compiled: Rows where it takes `--jit`.
+        absent: Why it has no such row.
+    """
+
+    script: str
+    environment: Environment | None = None
+    arguments: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+TOOLS = {
+    "tfbig": Tool("ours.py"),
+    "opacus_hooks": Tool("opacus_peer.py", OPACUS, ("--mode", "hooks")),
+    "opacus_ghost": Tool("opacus_peer.py", OPACUS, ("--mode", "ghost")),
+    "tf_privacy": Tool(
+        "tf_privacy_peer.py",
+        TF_PRIVACY,
+        compiled=("head",),
+        absent={"lora": "Keras 2, which TF Privacy needs, has no LoRA."},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one tool's row was measured to cost.
+
+    Args:
+        ms: CPU milliseconds of a private step.
+        plain_ms: Of one without privacy.
+        ratio: Median of private / plain.
+        peak_mb: Of a process that runs private steps.
+        plain_peak_mb: Of one that runs plain steps.
+    """
+
+    ms: float
+    plain_ms: float
+    ratio: float
+    peak_mb: float
+    plain_peak_mb: float
+
+    @property
+    def memory_ratio(self) -> float:
+        """Peak memory with privacy over that without."""
+        return self.peak_mb / self.plain_peak_mb
+
+
+Found = dict[tuple[str, str], Cost | str]
+"""By tool and row: the cost, or why there is none."""
+
+
+def main() -> int:
+    """Measure, and print what was found."""
+    args = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    found, versions = measure(args)
+    print(table(found), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(summary(found, versions)))
+    return int(any(tool == "tfbig" and isinstance(cost, str) for (tool, _), cost in found.items()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
+    parser.add_argument("--only", type=_names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
+    parser.add_argument("--rows", type=_names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
+    parser.add_argument("--seconds", type=_seconds, default=20.0, help="CPU time a measurement (default %(default)s)")
+    parser.add_argument("--jit", action="store_true", help="compile tfbig's steps with XLA, the plain one too")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tfbig" / "bench"
+    parser.add_argument("--environments", type=Path, default=cache, help="folder of the peers' venvs (%(default)s)")
+    return parser
+
+
+def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        given = text.split(",")
+        for name in given:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}; join several by commas")
+        return given
+
+    return names
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < TIMEOUT_S / 2:
+        limit = f"above 0 and below {TIMEOUT_S // 2}"
+        raise argparse.ArgumentTypeError(f"expected {limit} seconds, got {text!r}; 20 is usual")
+    return value
+
+
+def measure(args: argparse.Namespace) -> tuple[Found, dict[str, dict[str, str]]]:
+    """Costs, and the versions of the libraries of each tool that was measured."""
+    found: Found = {}
+    versions: dict[str, dict[str, str]] = {}
+    # A row's tools one after the other: what slows the machine for an hour should not decide between them.
+    for row in args.rows:
+        for name in args.only:
+            tool = TOOLS[name]
+            flags = ["--jit"] if row in tool.compiled or (args.jit and name == "tfbig") else []
+            try:
+                found[name, row], versions[name] = cost(tool, row, args.environments, args.seconds, flags)
+            except Unavailable as why:
+                found[name, row] = str(why)
+            logger.info("%s %s: %s", row, name, found[name, row])
+    return found, versions
+
+
+def cost(
+    tool: Tool, row: str, environments: Path, seconds: float, flags: list[str]
+) -> tuple[Cost, dict[str, str]]:
+    """One tool's cost on one row, and its libraries' versions.
+
+    Raises:
+        Unavailable: The tool has no such row, its environment cannot be made, or its process failed.
+    """
+    if row in tool.absent:
+        raise Unavailable(tool.absent[row])
+    variables = {**clean_variables(), **VARIABLES}
+    if tool.environment is None:
+        python, variables["PYTHONPATH"] = Path(sys.executable), str(ROOT)
+    else:
+        python = interpreter(tool.environment, environments)
+    command = [str(python), str(SCRIPTS / tool.script), *tool.arguments, *flags, "--row", row]
+    timed = child([*command, "--part", "pairs", "--seconds", str(seconds)], variables)
+    peaks = {part: child([*command, "--part", part], variables)["peak_mb"] for part in ("private", "plain")}
+    figures = Cost(timed["ms"], timed["plain_ms"], timed["ratio"], peaks["private"], peaks["plain"])
+    return figures, timed["versions"]
+
+
+def child(command: list[str], variables: Mapping[str, str]) -> dict:
+    """What a process says in its last line.
+
+    Raises:
+        Unavailable: It failed, took too long, or said something else.
+    """
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"no answer in {TIMEOUT_S} s from `{' '.join(command)}`") from error
+    if done.returncode:
+        ended = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"code {done.returncode}"
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Unavailable(f"`{' '.join(command)}` ended with {ended}: {last}")
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        raise Unavailable(f"`{' '.join(command)}` did not end with a line of JSON") from error
+
+
+def summary(found: Found, versions: Mapping[str, Mapping[str, str]]) -> dict[str, dict]:
+    """The costs as the last line gives them: by tool and row, null where there is none."""
+    tools: dict[str, dict] = {}
+    for (tool, row), figures in found.items():
+        known = isinstance(figures, Cost)
+        tools.setdefault(tool, {})[row] = _rounded(figures) if known else None
+    return {**tools, "versions": dict(versions)}
+
+
+def _rounded(figures: Cost) -> dict[str, float]:
+    return {
+        "ms": round(figures.ms, 1),
+        "ratio": round(figures.ratio, 3),
+        "memory_ratio": round(figures.memory_ratio, 3),
+    }
+
+
+def table(found: Found) -> str:
+    """The costs as lines of text; the lowest time of each row has a star."""
+    heads = ("row", "tool", "ms", "plain ms", "ratio", "MB", "plain MB", "memory ratio")
+    lines = ["{:<6}{:<14}{:>9}{:>10}{:>8}{:>8}{:>10}{:>14}".format(*heads)]
+    for (tool, row), figures in found.items():
+        start = f"{row:<6}{tool:<14}"
+        if isinstance(figures, str):
+            lines.append(f"{start}{'-':>8}   {figures}")
+            continue
+        times = [other.ms for (_, its), other in found.items() if its == row and isinstance(other, Cost)]
+        star = "*" if figures.ms == min(times) else " "
+        lines.append(
+            f"{start}{figures.ms:8.1f}{star}{figures.plain_ms:10.1f}{figures.ratio:8.2f}"
+            f"{figures.peak_mb:8.0f}{figures.plain_peak_mb:10.0f}{figures.memory_ratio:14.2f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
