@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit`: about the whole package, not one job.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tfbig import __version__, resources
@@ -23,8 +23,18 @@ _EXAMPLES = """examples:
   python -m tfbig doctor
   python -m tfbig predict saved_models/photos picture.jpg more_pictures/
   python -m tfbig predict saved_models/photos/2 *.png --format jsonl
+  python -m tfbig audit runs/NAME
 
 A job is a module: python -m tfbig.pipelines.NAME --help
+"""
+
+_AUDIT = """Send made-up examples (canaries) through the run's own gradient rule, once, and guess from its noisy
+gradients which of them took part: too many right guesses contradict the epsilon of dp.json (Steinke, Nasr and
+Jagielski 2023). Then compare the trained network's losses on training and test examples (membership inference).
+A run without --dp has only the second. Trains nothing; writes audit.json and audit.html into RUN."""
+
+_AUDIT_EPILOG = """exit codes: 0 consistent, 6 the claim is contradicted, 2 not a finished run, 3 its data or
+dp.json is missing, damaged or changed, 4 its checkpoints are missing or damaged
 """
 
 # The forms of --model.backbone. The names of some need TensorFlow: `list backbones` shows them.
@@ -93,7 +103,51 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands.add_parser(
         "predict", parents=[shared], allow_abbrev=False, help="an exported model's answers for files"
     ))
+    _add_audit(commands.add_parser(
+        "audit",
+        parents=[shared],
+        allow_abbrev=False,
+        help="whether a run keeps its privacy promise, and whether its network gives its training examples away",
+        description=_AUDIT,
+        epilog=_AUDIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ))
     return parser
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, private or not")
+    parser.add_argument(
+        "--canaries", type=_whole(20), default=300, metavar="INT",
+        help="made-up examples, at least 20; more can prove a larger epsilon (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=_whole(0), default=0, metavar="INT",
+        help="draws the canaries, who takes part, and the noise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=_whole(1), metavar="INT",
+        help="look at the run's first steps only, against what they claim (default: all)",
+    )
+    parser.set_defaults(command=_audit)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to 2147483647, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._audit import audit, print_audit
+
+    # Not those below, which speak of a run that goes on.
+    logging.getLogger("tfbig.pipelines").setLevel(logging.INFO)
+    content = audit(options.run, num_canaries=options.canaries, seed=options.seed, num_steps=options.steps)
+    print_audit(content)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

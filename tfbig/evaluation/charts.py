@@ -112,6 +112,39 @@ def calibration_chart(bins: Sequence[Mapping[str, object]]) -> str:
     return _svg(right + 14, base + strip + 26, "Accuracy against confidence", parts)
 
 
+def roc_chart(points: Sequence[Point], *, label: str) -> str:
+    """True against false positive rate, with the diagonal of guessing.
+
+    Args:
+        points: (false, true) rates from (0, 0) to (1, 1).
+        label: What the chart shows, for screen readers.
+
+    Returns:
+        An svg element.
+    """
+    left, top, side = 46, 14, 280
+
+    def place(x: float, y: float) -> Point:
+        return left + side * x, top + side * (1 - y)
+
+    ticks = (0, 0.25, 0.5, 0.75, 1.0)
+    parts = [_y_axis(ticks, place, left, left + side)]
+    for tick in ticks:
+        x, y = place(tick, 0)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{tick:g}</text>')
+    (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
+    parts.append(f'<path class="ideal" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>')
+    placed = [place(*point) for point in points]
+    path = "".join(f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(placed))
+    parts.append(f'<g class="line accent"><path d="{path}"/></g>')
+    parts.append(
+        f'<text class="axis-name" x="{left + side / 2}" y="{top + side + 36}" text-anchor="middle">false positive rate'
+        f'</text><text class="axis-name" text-anchor="middle" transform="translate(10 {top + side / 2}) rotate(-90)">'
+        f"true positive rate</text>"
+    )
+    return _svg(left + side + 14, top + side + 44, label, parts)
+
+
 def interval_bar(value: float, low: float, high: float) -> str:
     """A value and its interval on a scale of 0 to 1, as a thin bar."""
     return (
