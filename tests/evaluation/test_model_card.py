@@ -9,6 +9,8 @@ import yaml
 
 from tfbig.evaluation.metrics import classification_metrics
 from tfbig.evaluation.model_card import write_model_card
+from tfbig.gradients.private.mechanism import Mechanism
+from tfbig.gradients.private.record import privacy_record
 
 
 @pytest.fixture
@@ -76,6 +78,52 @@ def test_a_private_run_shows_its_budget(run_dir):
     (run_dir / "dp.json").write_text('{"epsilon": 2.9, "delta": 1e-05}')
     text = card(run_dir)
     assert "| epsilon | 2.9 |" in text and "without differential privacy" not in text
+
+
+def _private_record(**changed):
+    mechanism = Mechanism(**{"noise_multiplier": 1.1, "num_examples": 1000, "batch_size": 100, "sampling": "poisson",
+                             **changed})  # fmt: skip
+    return privacy_record(
+        mechanism, num_steps=13, planned_steps=20, delta=1e-5, l2_norm_clip=0.7, accountant="rdp",
+        trained_variables=["logits/kernel", "logits/bias"], engine="tapped", chosen_on_validation=["the best epoch"],
+        public_parts=["the pretrained backbone"],
+    )  # fmt: skip
+
+
+def test_a_private_runs_card_says_what_dp_json_says(run_dir):
+    record = _private_record()
+    (run_dir / "dp.json").write_text(json.dumps(record))
+    text = card(run_dir)
+    shown = re.search(r"^\| epsilon \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert float(shown[1]) == pytest.approx(record["epsilon"], rel=1e-3)
+    plain = text.replace("\\", "")
+    for row in ("| steps | 13 |", "| noise_multiplier | 1.1 |", "| l2_norm_clip | 0.7 |", "| batch_size | 100 |"):
+        assert row in plain, row
+    assert record["statement"] in plain
+    for gap in record["not_covered"]:
+        assert f"- {gap}" in plain
+    for file in record["not_private_files"]:
+        assert file in plain
+    assert "Covered: 2 variables" in plain
+
+
+def test_a_card_credits_a_shuffled_run_no_amplification(run_dir):
+    (run_dir / "dp.json").write_text(json.dumps(_private_record(sampling="shuffle")))
+    text = card(run_dir).replace("\\", "")
+    assert "no amplification by sampling is credited" in text and "Poisson sampling)" not in text
+
+
+def test_a_card_does_not_make_a_promise_of_infinity(run_dir):
+    (run_dir / "dp.json").write_text(json.dumps(_private_record(noise_multiplier=0.0)))
+    text = card(run_dir).replace("\\", "")
+    assert "| epsilon | inf |" in text and "No privacy is promised" in text
+    assert "differentially private for" not in text and "- Anything: no noise was added." in text
+
+
+def test_a_run_that_its_budget_ended_says_so(run_dir):
+    (run_dir / "dp.json").write_text(json.dumps(_private_record()))
+    (run_dir / "status.json").write_text('{"state": "stopped"}')
+    assert "The run is stopped" in card(run_dir)
 
 
 def test_names_cannot_break_a_table_or_become_html(run_dir):

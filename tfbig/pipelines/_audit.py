@@ -258,7 +258,7 @@ def _verdict(checks: Sequence[Check], claim: Claim | None) -> str:
         most = max(check.largest_provable for check in checks)
         text += (
             f" No number of right guesses could have shown more than {most:.3g}, so this audit cannot contradict the "
-            "claim; give more --canaries."
+            "claim; give more --canaries, if the network trains enough variables for them."
         )
     return text
 

@@ -31,7 +31,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,37 +164,44 @@ def _seconds(text: str) -> float:
 
 def measure(args: argparse.Namespace) -> tuple[Found, dict[str, dict[str, str]]]:
     """Costs, and the versions of the libraries of each tool that was measured."""
+    pythons = {name: _python(TOOLS[name], args.rows, args.environments) for name in args.only}
     found: Found = {}
     versions: dict[str, dict[str, str]] = {}
     # A row's tools one after the other: what slows the machine for an hour should not decide between them.
     for row in args.rows:
-        for name in args.only:
+        for name, python in pythons.items():
             tool = TOOLS[name]
             flags = ["--jit"] if row in tool.compiled or (args.jit and name == "tfbig") else []
             try:
-                found[name, row], versions[name] = cost(tool, row, args.environments, args.seconds, flags)
+                if row in tool.absent or isinstance(python, str):
+                    raise Unavailable(tool.absent.get(row, python))
+                found[name, row], versions[name] = cost(tool, python, [*flags, "--row", row], seconds=args.seconds)
             except Unavailable as why:
                 found[name, row] = str(why)
-            logger.info("%s %s: %s", row, name, found[name, row])
+            logger.info(_line(name, row, found[name, row]))
     return found, versions
 
 
-def cost(
-    tool: Tool, row: str, environments: Path, seconds: float, flags: list[str]
-) -> tuple[Cost, dict[str, str]]:
+def _python(tool: Tool, rows: Sequence[str], environments: Path) -> Path | str:
+    """The interpreter of a tool, or why there is none; made only for a row that the tool has."""
+    if tool.environment is None or set(rows) <= set(tool.absent):
+        return Path(sys.executable)
+    try:
+        return interpreter(tool.environment, environments)
+    except Unavailable as why:
+        return str(why)
+
+
+def cost(tool: Tool, python: Path, flags: list[str], *, seconds: float) -> tuple[Cost, dict[str, str]]:
     """One tool's cost on one row, and its libraries' versions.
 
     Raises:
-        Unavailable: The tool has no such row, its environment cannot be made, or its process failed.
+        Unavailable: A process failed.
     """
-    if row in tool.absent:
-        raise Unavailable(tool.absent[row])
     variables = {**clean_variables(), **VARIABLES}
     if tool.environment is None:
-        python, variables["PYTHONPATH"] = Path(sys.executable), str(ROOT)
-    else:
-        python = interpreter(tool.environment, environments)
-    command = [str(python), str(SCRIPTS / tool.script), *tool.arguments, *flags, "--row", row]
+        variables["PYTHONPATH"] = str(ROOT)
+    command = [str(python), str(SCRIPTS / tool.script), *tool.arguments, *flags]
     timed = child([*command, "--part", "pairs", "--seconds", str(seconds)], variables)
     peaks = {part: child([*command, "--part", part], variables)["peak_mb"] for part in ("private", "plain")}
     figures = Cost(timed["ms"], timed["plain_ms"], timed["ratio"], peaks["private"], peaks["plain"])
@@ -241,19 +248,22 @@ def _rounded(figures: Cost) -> dict[str, float]:
 def table(found: Found) -> str:
     """The costs as lines of text; the lowest time of each row has a star."""
     heads = ("row", "tool", "ms", "plain ms", "ratio", "MB", "plain MB", "memory ratio")
-    lines = ["{:<6}{:<14}{:>9}{:>10}{:>8}{:>8}{:>10}{:>14}".format(*heads)]
+    lines = ["{:<6}{:<14}{:>8} {:>10}{:>8}{:>8}{:>10}{:>14}".format(*heads)]
     for (tool, row), figures in found.items():
-        start = f"{row:<6}{tool:<14}"
-        if isinstance(figures, str):
-            lines.append(f"{start}{'-':>8}   {figures}")
-            continue
         times = [other.ms for (_, its), other in found.items() if its == row and isinstance(other, Cost)]
-        star = "*" if figures.ms == min(times) else " "
-        lines.append(
-            f"{start}{figures.ms:8.1f}{star}{figures.plain_ms:10.1f}{figures.ratio:8.2f}"
-            f"{figures.peak_mb:8.0f}{figures.plain_peak_mb:10.0f}{figures.memory_ratio:14.2f}"
-        )
+        lowest = isinstance(figures, Cost) and figures.ms == min(times)
+        lines.append(_line(tool, row, figures, mark="*" if lowest else " "))
     return "\n".join(lines)
+
+
+def _line(tool: str, row: str, figures: Cost | str, *, mark: str = " ") -> str:
+    start = f"{row:<6}{tool:<14}"
+    if isinstance(figures, str):
+        return f"{start}{'-':>8}   {figures}"
+    return (
+        f"{start}{figures.ms:8.1f}{mark}{figures.plain_ms:10.1f}{figures.ratio:8.2f}"
+        f"{figures.peak_mb:8.0f}{figures.plain_peak_mb:10.0f}{figures.memory_ratio:14.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ NETWORKS = [_dense, _tokens, _images, _recurrent, _by_example]
 
 
 def _private(make: object, reference: SimpleNamespace) -> SimpleNamespace:
-    return reference.prepare(reference.perturb(make()))
+    private = reference.prepare(reference.perturb(make()))
+    assert private.engine.name == ("by_example" if make is _by_example else "tapped")
+    return private
 
 
 def _batch(network: keras.Model, reference: SimpleNamespace, *, seed: int = 0) -> Batch:
@@ -119,8 +121,13 @@ def test_gradients_that_cancel_cannot_hide_from_the_norm(closeness: float, refer
                 assert np.linalg.norm(reference.as_vector(engine(alone).sums)) <= 1 + 1e-3
 
 
-def test_an_example_without_a_finite_gradient_adds_nothing_by_example(reference: SimpleNamespace) -> None:
-    private = _private(_by_example, reference)
+_NOT_YET = pytest.mark.xfail(strict=True, reason="the tapped engine sums 0 times NaN; see issue 3")
+
+
+@pytest.mark.parametrize("make", [pytest.param(_tokens, marks=_NOT_YET), pytest.param(_images, marks=_NOT_YET),
+                                  _by_example])  # fmt: skip
+def test_an_example_without_a_finite_gradient_adds_nothing(make: object, reference: SimpleNamespace) -> None:
+    private = _private(make, reference)
     batch = _batch(private.network, reference)
     broken = batch._replace(x=tf.concat([batch.x[:1] * np.nan, batch.x[1:]], 0))
     came = reference.as_vector(private.clipped(broken, CLIP_NORM).sums)

@@ -175,8 +175,9 @@ TAPPED: dict[str, Callable[[], Case]] = {
     "einsum, one bias along an axis": lambda: _chain(
         (6, 10), kl.EinsumDense("abc,cd->adb", (7, 6), bias_axes="d", activation="tanh")
     ),
+    # Sizes for which padding is not the same on both sides.
     "convolution": lambda: _chain(
-        (9, 9, 3),
+        (10, 8, 3),
         kl.Conv2D(6, 3, activation="relu", **_same),
         kl.Conv2D(5, 3, strides=2, activation="relu", **_same),
         kl.Conv2D(4, (3, 2)),
@@ -184,24 +185,24 @@ TAPPED: dict[str, Callable[[], Case]] = {
     "convolution of patches, 1x1": lambda: _chain(
         (9, 9, 3), kl.Conv2D(6, 4, 4, activation="relu"), kl.Conv2D(5, 1, activation="tanh"), kl.Conv2D(4, 1, 2)
     ),
-    "convolution, dilated": lambda: _chain((9, 10, 3), kl.Conv2D(4, (2, 3), dilation_rate=2, **_same)),
+    "convolution, dilated": lambda: _chain((9, 10, 3), kl.Conv2D(4, (2, 4), dilation_rate=3, **_same)),
     "convolution, groups": lambda: _chain(
         (8, 8, 4), kl.Conv2D(8, 3, groups=2, strides=2, activation="relu"), kl.Conv2D(4, 2, groups=4)
     ),
     "convolution of signals": lambda: _chain(
-        (13, 4),
+        (14, 4),
         kl.Conv1D(6, 3, padding="causal", dilation_rate=2),
         kl.Conv1D(8, 3, strides=2, activation="relu", **_same),
         kl.Conv1D(4, 2, groups=2),
     ),
     "depthwise": lambda: _chain(
-        (9, 9, 3),
+        (10, 10, 3),
         kl.DepthwiseConv2D(3, depth_multiplier=2, activation="relu", **_same),
         kl.DepthwiseConv2D(3, strides=2, **_same),
     ),
     "depthwise of signals": lambda: _chain((11, 3), kl.DepthwiseConv1D(3, depth_multiplier=2, activation="relu")),
     "separable": lambda: _chain(
-        (9, 9, 3),
+        (10, 10, 3),
         kl.SeparableConv2D(6, 3, activation="relu", depth_multiplier=2),
         kl.SeparableConv2D(4, 3, strides=2, **_same),
     ),

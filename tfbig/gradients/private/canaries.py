@@ -30,8 +30,9 @@ from tfbig.gradients.private.clipping import Losses
 from tfbig.gradients.private.rule import with_penalties
 from tfbig.gradients.rule import GradientRule
 
-# Input canaries leave most of the gradient to those of the other kind.
+# Each kind leaves most of the gradient free of it, or the two could not be told apart.
 _COORDINATES_AN_INPUT = 4
+_COORDINATES_A_DIRECTION = 2
 # Each costs two backward passes of its own.
 _MAX_INPUTS = 1000
 
@@ -94,7 +95,7 @@ def run_canaries(
     """
     num_coordinates = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
     num_inputs = min(num_canaries // 2, _MAX_INPUTS, max(1, num_coordinates // _COORDINATES_AN_INPUT))
-    num_directions = min(num_canaries - num_canaries // 2, num_coordinates)
+    num_directions = min(num_canaries - num_canaries // 2, max(1, num_coordinates // _COORDINATES_A_DIRECTION))
     num_used = num_inputs + num_directions
     if num_canaries < 2 or plan.num_examples < num_used:
         raise ValueError(
