@@ -159,7 +159,7 @@ def _run_canaries(
     from tfbig.gradients.private.rule import PrivateRule
 
     learner = assembly.learner
-    rule = cast(PrivateRule, learner._rule)
+    rule = cast(PrivateRule, learner.rule)
     steps = min(num_steps or claim.steps, claim.steps)
     early = telling_steps(claim.mechanism, steps, num_canaries=num_canaries // 2, delta=claim.delta)
     log.info("sending %d canaries through %d steps of the run's rule", num_canaries, steps)

@@ -25,7 +25,7 @@ class Learner(keras.Model):
         super().__init__(name="learner")
         self.network = network
         self._losses = objective.losses
-        self._rule = rule
+        self.rule = rule
         self._loss = keras.metrics.Mean(name="loss")
         self._judges = objective.metrics()
         # The step at which a loss was first not finite. A variable, so that no step waits for the host.
@@ -47,7 +47,7 @@ class Learner(keras.Model):
     @property
     def rule_variables(self) -> list[keras.Variable]:
         """What the gradient rule remembers from step to step; nothing for most."""
-        return list(getattr(self._rule, "variables", ()))
+        return list(getattr(self.rule, "variables", ()))
 
     def call(self, x: Features, training: bool | None = None) -> tf.Tensor:
         """The network's outputs."""
@@ -56,7 +56,7 @@ class Learner(keras.Model):
     def train_step(self, data: tuple[Features, tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update from one batch."""
         batch = Batch(*data)
-        step = self._rule(self._losses, self.network, batch)
+        step = self.rule(self._losses, self.network, batch)
         self._note_divergence(step.losses * batch.weight)
         self.optimizer.apply(step.gradients, self.network.trainable_variables)
         return self._judge(batch, step.losses, step.outputs)

@@ -23,7 +23,7 @@ from tfbig.errors import EnvironmentFault, UsageError
 _LOCK = ".lock"
 _FILES = (
     "config.yaml", "environment.json", "status.json", "metrics.jsonl", "data_manifest.json", "evaluation.json",
-    "predictions.csv", "report.html", "MODEL_CARD.md", "dp.json",
+    "predictions.csv", "report.html", "MODEL_CARD.md", "dp.json", "audit.json", "audit.html",
 )  # fmt: skip
 _FOLDERS = ("checkpoints", "tensorboard")
 

@@ -1,5 +1,6 @@
 """The reference that private training is held against: one example after the other, added up in float64."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,13 +33,19 @@ class Private:
     output_spec: OutputSpec
 
     def clipped(self, batch: Batch, clip_norm: float, *, jit: bool = False) -> Clipped:
-        """What the engine gives, traced."""
+        """What the engine gives, traced once."""
+        return self._with_xla(batch, tf.constant(clip_norm)) if jit else self._traced(batch, tf.constant(clip_norm))
 
-        @tf.function(jit_compile=jit)
-        def run(batch: Batch, clip_norm: tf.Tensor) -> Clipped:
-            return self.engine(self.losses, self.network, batch, clip_norm, training=True)
+    @functools.cached_property
+    def _traced(self) -> Callable[[Batch, tf.Tensor], Clipped]:
+        return tf.function(self._run)
 
-        return run(batch, tf.constant(clip_norm, tf.float32))
+    @functools.cached_property
+    def _with_xla(self) -> Callable[[Batch, tf.Tensor], Clipped]:
+        return tf.function(self._run, jit_compile=True)
+
+    def _run(self, batch: Batch, clip_norm: tf.Tensor) -> Clipped:
+        return self.engine(self.losses, self.network, batch, clip_norm, training=True)
 
 
 def prepare(network: keras.Model, losses: Losses | None = None) -> Private:

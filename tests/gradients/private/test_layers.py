@@ -337,7 +337,9 @@ def test_a_text_transformer_equals_the_loop(kind: str, jit: bool, reference: Sim
     reference.check_against_loop(network, x, jit=jit)
 
 
-@pytest.mark.parametrize(("trained", "engine"), [(False, "tapped"), (True, "by_example")])
+@pytest.mark.parametrize(("trained", "engine"), [
+    (False, "tapped"), pytest.param(True, "by_example", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_hub_module_equals_the_loop(trained: bool, engine: str, reference: SimpleNamespace) -> None:
     backbone = backbones.load("bundled:glyphs")
     network = classifier(backbone, 5, inference_mode=True)

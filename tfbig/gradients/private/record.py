@@ -23,6 +23,8 @@ NOT_PRIVATE_FILES = {
     "predictions.csv": "names and labels of examples",
     "report.html": "names, labels and pictures of examples",
     "data_manifest.json": "exact counts, and names of files",
+    "audit.json": "membership figures computed on the training examples without noise",
+    "audit.html": "the same",
 }
 _NEIGHBOURS = {
     "add_or_remove_one": "adding or removing one training example",
