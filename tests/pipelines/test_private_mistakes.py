@@ -117,9 +117,8 @@ def test_settings_that_cannot_work_are_refused_before_data_is_read(
          2, "is a BatchNormalization that trains, so each example changes all others' gradients"),
         ([*NOISE, "--model.norm", "group"], 2, "model.norm group builds a network anew"),
         (BATCH_NORM + ["--model.norm", "group"], 2, "model.norm group builds a network anew"),
-        pytest.param([*HEAD, "--dp.clip_quantile", "0.5", "--data.batch_size", "10"], 2,
-                     "dp.clip_quantile needs data.batch_size of at least 11",
-                     marks=pytest.mark.xfail(strict=True, reason="AdaptiveNorm raises ValueError, which exits with 1")),
+        ([*HEAD, "--dp.clip_quantile", "0.5", "--data.batch_size", "10"], 2,
+         "dp.clip_quantile needs data.batch_size of at least 11"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("nothing_decoded")

@@ -238,7 +238,6 @@ def test_a_run_that_lost_its_secret_does_not_go_on(
     assert sorted(path.name for path in (copy / "checkpoints").glob("*.npz"))
 
 
-@pytest.mark.xfail(strict=True, reason="fit writes dp.json only where it trains, so a kill just before loses it")
 def test_a_kill_between_the_last_checkpoint_and_dp_json_does_not_lose_the_promise(
     finished: tuple[Path, list[str], Outcome], tmp_path: Path
 ) -> None:
@@ -471,7 +470,6 @@ def _poisson_epsilon(steps: int) -> float:
     return pld.PLDAccountant().compose(dp_accounting.SelfComposedDpEvent(step, steps)).get_epsilon(1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="fit looks for the best epoch where the budget ended before the first one did")
 def test_a_budget_within_the_first_epoch_ends_a_run_that_keeps_the_best(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:

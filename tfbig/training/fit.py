@@ -51,20 +51,20 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
     state.restore()
     run.write_history(ledger.history)
     is_spent = privacy is not None and privacy.is_spent(ledger.global_step)
-    if ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history) and not is_spent:
-        if privacy is not None:
-            _begin_privately(privacy, assembly, config, run, has_begun=ledger.global_step > 0)
-        run.update_status("running")
-        try:
-            _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state)
-        except BudgetSpent as stop:
-            log.warning("%s", stop)
-        finally:
+    try:
+        if ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history) and not is_spent:
             if privacy is not None:
-                run.write_json("dp.json", privacy.record(ledger.global_step, ledger=_ledger_path(config)))
+                _begin_privately(privacy, assembly, config, run, has_begun=ledger.global_step > 0)
+            run.update_status("running")
+            _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state)
+    except BudgetSpent as stop:
+        log.warning("%s", stop)
+    finally:
+        if privacy is not None and ledger.global_step:
+            run.write_json("dp.json", privacy.record(ledger.global_step, ledger=_ledger_path(config)))
     if privacy is not None:
         _end_privately(privacy, config, run, ledger.global_step)
-    _use_final_weights(assembly, config, run, average)
+    _use_final_weights(assembly, config, run, average, has_epoch=bool(ledger.history))
     return ledger
 
 
@@ -83,7 +83,7 @@ def restore_final(assembly: Assembly, config: RunConfig, run: RunDirectory) -> c
     average = _average(assembly, config)
     RunState(assembly.learner, ledger, average, run.checkpoints).restore()
     if ledger.global_step:
-        _use_final_weights(assembly, config, run, average)
+        _use_final_weights(assembly, config, run, average, has_epoch=bool(ledger.history))
     return ledger
 
 
@@ -194,11 +194,19 @@ def _tensorboard(
 
 
 def _use_final_weights(
-    assembly: Assembly, config: RunConfig, run: RunDirectory, average: callbacks.MovingAverage | None
+    assembly: Assembly,
+    config: RunConfig,
+    run: RunDirectory,
+    average: callbacks.MovingAverage | None,
+    *,
+    has_epoch: bool,
 ) -> None:
-    """Leaves in the network what is to be evaluated: the best epoch, the average, or the last step."""
+    """Leaves in the network what is to be evaluated: the best epoch, the average, or the last step.
+
+    A privacy budget may end a run within its first epoch, so that there is no best one.
+    """
     best = run.checkpoints / _BEST
-    if config.train.keep == "best" and assembly.validation is not None:
+    if config.train.keep == "best" and assembly.validation is not None and has_epoch:
         try:
             kept = checkpoints.read(best)
         except ValueError as error:

@@ -243,10 +243,11 @@ TAPPED: dict[str, Callable[[], Case]] = {
     "embedded positions": lambda: _chain((6, 10), EmbeddedPositions(), kl.Dense(8)),
     "several inputs": _dict_inputs,
 }
-WITH_XLA = ("dense, products", "convolution", "a separable one twice", "LoRA, frozen bias")
+WITH_XLA = ("dense, products", "convolution", "LoRA, frozen bias")
+LONG = ("LSTM, both ways", "attention, grouped queries", "a separable one twice", "separable of signals")
 
 
-@pytest.mark.parametrize("name", TAPPED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in TAPPED])
 def test_a_tapped_layer_equals_the_loop(name: str, reference: SimpleNamespace) -> None:
     reference.check_against_loop(*TAPPED[name]())
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
+from tfbig.errors import UsageError
 from tfbig.gradients.rule import sum_over_replicas
 
 # Of the count's noise over the expected batch, as the paper recommends.
@@ -91,7 +92,7 @@ class AdaptiveNorm:
         expected_batch: Examples a step.
 
     Raises:
-        ValueError: The batch is too small for the count to cost less than the whole budget.
+        UsageError: The batch is too small for the count to cost less than the whole budget.
     """
 
     def __init__(self, initial: float, *, quantile: float, noise_multiplier: float, expected_batch: int) -> None:
@@ -100,7 +101,7 @@ class AdaptiveNorm:
         of_count = self.count_stddev / _COUNT_SENSITIVITY
         if of_count <= noise_multiplier:
             least = math.ceil(noise_multiplier * _COUNT_SENSITIVITY / _COUNT_NOISE_SHARE) + 1
-            raise ValueError(
+            raise UsageError(
                 f"dp.clip_quantile needs data.batch_size of at least {least} with a noise multiplier of "
                 f"{noise_multiplier:.3g}, got {expected_batch}; take larger batches or a fixed dp.l2_norm_clip."
             )
