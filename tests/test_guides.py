@@ -48,7 +48,7 @@ def test_every_flag_that_the_documentation_names_exists(project_root: Path) -> N
 
     known = {flag.name for flag in flags(TASK)} | {"config", "help", "help_all", "print_config", "debug", "version"}
     # Of tools, of predict and of audit.
-    known |= {"slow", "json", "seeds", "signature", "batch_size", "format", "canaries", "seed", "steps", "rows"}
+    known |= {"slow", "json", "seeds", "signature", "batch_size", "format", "canaries", "seed", "seconds"}
     pages = [project_root / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "pipelines/README.md")]
     for page in pages + sorted((project_root / "docs").rglob("*.md")):
         for name in re.findall(r"--([a-z][a-z0-9_.]+[a-z0-9_])", page.read_text()):
