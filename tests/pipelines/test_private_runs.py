@@ -634,11 +634,7 @@ sys.exit(main(TASK, words))
 def test_two_devices_promise_what_one_does(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     one, two = (arguments(tmp_path / name, *HEAD, *NOISE, *TWO_STEPS) for name in ("one", "two"))
     two += ["--runtime.strategy", "mirrored"]
-    for name, words in (("one", one), ("two", two)):
-        _begin(tmp_path / name, words)
     assert _command(one).exit_code == 0
-    # Made by the command that is refused, whose settings are others.
-    shutil.move(tmp_path / "two", tmp_path / "begun")
     done = subprocess.run([sys.executable, "-c", TWO_DEVICES, *two], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "7 must be a multiple of the 2 devices" in done.stderr

@@ -157,7 +157,7 @@ def test_gradients_and_count_together_cost_what_was_asked_for(sigma: float) -> N
 
 
 def test_a_batch_too_small_to_count_in_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size of at least 11"):
+    with pytest.raises(UsageError, match="batch_size of at least 11"):
         _norm_bound(expected_batch=10)
     assert _norm_bound(expected_batch=11).noise_multiplier > 1
 
