@@ -43,8 +43,8 @@ class Engine(Protocol):
     """Computes a clipped sum.
 
     Guarantees: example i adds a vector of norm at most `clip_norm` times its weight, whatever the others are;
-    an example of weight 0 adds nothing. An exception: where an example's gradient is not finite, the sum of `Tapped` is not
-    either, and the run stops as diverged.
+    an example of weight 0 adds nothing. An exception: where an example's gradient is not finite, the sum of
+    `Tapped` is not either, and the run stops as diverged.
     """
 
     name: str
