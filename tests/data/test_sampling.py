@@ -300,6 +300,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_fit_gives_each_replica_its_share_of_each_step_in_one_trace() -> None:
     done = subprocess.run([sys.executable, "-c", _REPLICAS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.split()[-1:] == ["done"], done.stderr[-3000:]

@@ -250,6 +250,7 @@ def test_a_kill_between_the_last_checkpoint_and_dp_json_does_not_lose_the_promis
     assert "without differential privacy" not in (copy / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_shuffled_run_is_credited_no_amplification(
     arguments: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -336,6 +337,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("name", ["tree", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_stop_within_an_epoch_changes_nothing(
     name: str, arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +384,7 @@ def _signal_at(process: subprocess.Popen, run_dir: Path, step: int, number: int)
     pytest.fail("the run ended before it could be stopped: " + process.communicate()[1][-2000:])
 
 
+@pytest.mark.slow
 def test_a_killed_run_draws_what_it_would_have_drawn(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -500,6 +503,7 @@ def test_a_dry_run_plans_and_charges_nothing(arguments: Callable[..., list[str]]
 # The budget of a dataset over runs.
 
 
+@pytest.mark.slow
 def test_the_last_of_three_runs_is_refused(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.json"
     more = [*HEAD, *NOISE, "--train.epochs", "1", "--dp.ledger", str(ledger)]
