@@ -77,7 +77,8 @@ def test_the_record_is_complete() -> None:
     assert record["epsilon_pld"] < record["epsilon_rdp"]
     assert record["trained_variables"] == ["head/kernel", "head/bias"]
     assert set(record["not_private_files"]) == set(NOT_PRIVATE_FILES)
-    assert {"metrics.jsonl", "tensorboard/", "checkpoints/", "evaluation.json", "predictions.csv", "report.html",
+    assert {"audit.json", "audit.html",
+            "metrics.jsonl", "tensorboard/", "checkpoints/", "evaluation.json", "predictions.csv", "report.html",
             "data_manifest.json"} == set(NOT_PRIVATE_FILES)  # fmt: skip
     assert record["clipping"] == "fixed"
     adaptive = _record(POISSON, adaptive_clipping={"target_quantile": 0.5})
