@@ -95,14 +95,15 @@ def assemble(
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
         # Before any example is read: it refuses networks that cannot be trained privately.
-        rule = _rule(config, trained, objective, splits, optimizer, privacy, secret)
+        at_once = physical_batch_size // strategy.num_replicas_in_sync
+        rule = _rule(config, trained, objective, splits, optimizer, privacy, secret, at_once)
         if isinstance(rule, PrivateRule) and privacy is not None:
             privacy = _described(privacy, config, rule, trained, has_trunk=trunk is not None)
         train, validation = splits.train, splits.validation
         if trunk is not None:
-            at_once = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
-            train = features.extract(trunk, train, batch_size=at_once)
-            validation = validation and features.extract(trunk, validation, batch_size=at_once)
+            num_images = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
+            train = features.extract(trunk, train, batch_size=num_images)
+            validation = validation and features.extract(trunk, validation, batch_size=num_images)
         learner = Learner(trained, objective, rule)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
     return Assembly(
@@ -155,8 +156,9 @@ def _rule(
     optimizer: keras.optimizers.Optimizer,
     privacy: Privacy | None,
     secret: int,
+    physical_batch_size: int,
 ) -> GradientRule:
-    """What turns losses into gradients."""
+    """What turns losses into gradients; `physical_batch_size` is a replica's."""
     clip_norm = config.train.clip_norm
     if privacy is None:
         return mean_gradient if clip_norm is None else clipped(mean_gradient, clip_norm)
@@ -165,7 +167,6 @@ def _rule(
             "Private training needs an objective whose loss for one example depends on that example alone, and this "
             "one compares examples; take another objective, or train without --dp."
         )
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return private(
         trained,
         objective.losses,
@@ -174,7 +175,7 @@ def _rule(
         clip_quantile=config.dp.clip_quantile,
         noise_multiplier=privacy.mechanism.noise_multiplier,
         expected_batch=config.data.batch_size,
-        physical_batch_size=_physical_batch_size(config, num_replicas) // num_replicas,
+        physical_batch_size=physical_batch_size,
         secret=secret,
         step=lambda: optimizer.iterations.value,
         tree_steps_per_epoch=privacy.mechanism.steps_per_epoch if config.dp.mechanism == "tree" else None,
