@@ -30,13 +30,16 @@ def export_version(task: Task, assembly: Assembly, directory: Path) -> Path:
     """
     import numpy as np
 
+    from tfbig.networks.fused import plain
     from tfbig.serving.export import SERVING_DEFAULT, class_assets, export, served_samples
 
     split, spec = assembly.splits.test, assembly.splits.spec
-    signatures = task.signatures(assembly.network, spec)
+    # A server, or whoever trains the export further, knows only TensorFlow's own gradients.
+    network = plain(assembly.network)
+    signatures = task.signatures(network, spec)
     chosen = np.linspace(0, len(split) - 1, min(_NUM_SAMPLES, len(split))).astype(int)
     return export(
-        assembly.network,
+        network,
         signatures,
         directory,
         samples=served_samples(signatures[SERVING_DEFAULT], split, chosen),

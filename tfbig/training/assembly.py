@@ -23,6 +23,7 @@ from tfbig.gradients.private.mechanism import Accountant
 from tfbig.gradients.private.rule import PrivateRule, private
 from tfbig.gradients.rule import GradientRule, clipped, mean_gradient
 from tfbig.networks.adapters import split_frozen
+from tfbig.networks.fused import fused
 from tfbig.objectives.supervised import Objective
 from tfbig.training import features, private_state
 from tfbig.training.callbacks import Monitor
@@ -88,7 +89,7 @@ def assemble(
     privacy = _privacy(config, splits, state or private_state.fresh()) if config.dp.is_private else None
     secret = (privacy and privacy.state.secret) or private_state.draw_secret()
     with strategy.scope():
-        network = task.build(config, splits.spec)
+        network = fused(task.build(config, splits.spec))
         splits = task.prepare(splits, network)
         trunk, trained = (None, network) if augment is not None else _split(network, splits)
         plan = _plan(config, len(splits.train), physical_batch_size, secret)

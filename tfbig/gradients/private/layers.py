@@ -28,6 +28,7 @@ from tfbig.gradients.private.contributions import (
 )
 from tfbig.gradients.private.convolutions import ConvolutionKernel, Window, depthwise_gradients
 from tfbig.gradients.private.replay import replayed
+from tfbig.networks.fused import FORMS
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -303,6 +304,12 @@ def _prelu(layer: keras.layers.PReLU, calls: Sequence[Call]) -> Contributions:
     terms = [tf.cast(call.gradient, tf.float32) * tf.minimum(tf.cast(call.input, tf.float32), 0.0) for call in calls]
     per_example = tf.reduce_sum(tf.add_n(terms), same, keepdims=True) if same else tf.add_n(terms)
     return {id(layer.alpha): Materialised(per_example)}
+
+
+for _type, _form in FORMS.items():
+    # A faster form computes the same, so its rule is the same.
+    if _type in contributions.registry:
+        contributions.register(_form, contributions.registry[_type])
 
 
 def _scale_and_offset(

@@ -1,0 +1,273 @@
+"""Layers that compute the same in fewer passes over memory.
+
+Keras 3 writes a norm, a GELU or an attention as a dozen elementwise operations; on a processor, and even more so in
+bfloat16, these cost more than the matrix products between them. `fused` gives each layer that has a faster form the
+class that computes it so: same weights, same names, same results to rounding. `plain` takes it back before an export,
+whose graph must not need our gradients. A network transform, used by training/assembly.py; what each form gains is in
+docs/performance.md. Letters in shapes: B images, T positions, N heads, K width of a head, D inputs, P outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+_HALF = tf.bfloat16, tf.float16
+# cuDNN takes no smaller one, and TensorFlow raises a smaller one in silence.
+_LEAST_EPSILON = 1.001e-5
+
+
+def fused(network: keras.Model) -> keras.Model:
+    """Puts the faster form in place of each layer that has one, at any depth.
+
+    Args:
+        network: Built. Subclasses of Keras's layers are left alone, since they may compute something else.
+
+    Returns:
+        The same network.
+    """
+    return _changed(network, FORMS, {keras.activations.gelu: gelu})
+
+
+def plain(network: keras.Model) -> keras.Model:
+    """Undoes `fused`.
+
+    Args:
+        network: With faster forms or without.
+
+    Returns:
+        The same network, of Keras's own layers.
+    """
+    return _changed(network, {form: layer for layer, form in FORMS.items()}, {gelu: keras.activations.gelu})
+
+
+def _changed(
+    network: keras.Model, forms: dict[type, type], activations: dict[Callable, Callable]
+) -> keras.Model:
+    # Keras has no public way into a layer's own layers.
+    for layer in network._flatten_layers(include_self=False, recursive=True):
+        activation = getattr(layer, "activation", None)
+        if callable(activation) and activation in activations:
+            layer.activation = activations[activation]
+        form = forms.get(type(layer))
+        if form is not None:
+            # The object stays, so whatever holds it, and every variable, does too.
+            object.__setattr__(layer, "__class__", form)
+    return network
+
+
+@tf.custom_gradient
+def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """The exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415), in terms of erf.
+
+    Keras's goes by erfc, for which processors have no fast code. The gradient is computed from x in float32, by one
+    formula in place of one an operation.
+
+    Args:
+        x: Of any shape.
+
+    Returns:
+        The same shape and dtype.
+    """
+    # In this very form TensorFlow joins it with the matrix product before it, where no gradient is wanted.
+    result = 0.5 * x * (1.0 + tf.math.erf(x * tf.cast(math.sqrt(0.5), x.dtype)))
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        z = tf.cast(x, tf.float32)
+        cumulative = 0.5 + 0.5 * tf.math.erf(z * math.sqrt(0.5))
+        density = tf.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
+        return tf.cast(tf.cast(upstream, tf.float32) * (cumulative + z * density), x.dtype)
+
+    return result, gradient
+
+
+@tf.custom_gradient
+def _layer_norm(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor | None, ...]]]:
+    """Layer normalisation over the last axis, in float32.
+
+    Args:
+        x: (..., D).
+        gamma: (D,) float32.
+        beta: (D,) float32.
+        epsilon: Scalar, added to the variance.
+    """
+    z = tf.cast(x, tf.float32)
+    centred = z - tf.reduce_mean(z, -1, keepdims=True)
+    inverse = tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + epsilon)  # (..., 1)
+    normed = centred * inverse
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        g = tf.cast(upstream, tf.float32)
+        outer = list(range(g.shape.rank - 1))
+        scaled = g * gamma
+        along = tf.reduce_mean(scaled * normed, -1, keepdims=True)
+        g_x = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - normed * along)
+        return tf.cast(g_x, x.dtype), tf.reduce_sum(g * normed, outer), tf.reduce_sum(g, outer), None
+
+    return tf.cast(normed * gamma + beta, x.dtype), gradient
+
+
+class FusedLayerNormalization(layers.LayerNormalization):
+    """LayerNormalization over the last axis, with one formula for its gradient."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalises (..., D)."""
+        x = tf.convert_to_tensor(inputs)
+        axes = [self.axis] if isinstance(self.axis, int) else list(self.axis)
+        if self.rms_scaling or axes not in ([-1], [x.shape.rank - 1]) or x.dtype not in (tf.float32, *_HALF):
+            return super().call(inputs)
+        width = x.shape[-1]
+        gamma, beta = _parameters(self, width)
+        return tf.cast(_layer_norm(x, gamma, beta, tf.constant(self.epsilon)), self.compute_dtype)
+
+
+class FusedBatchNormalization(layers.BatchNormalization):
+    """BatchNormalization of channels-last images as a single operation of TensorFlow's."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
+        """Normalises (B, H, W, C)."""
+        x = tf.convert_to_tensor(inputs)
+        is_image = x.shape.rank == 4 and self.axis in (-1, 3) and x.dtype in (tf.float32, *_HALF)
+        fits = is_image and mask is None and self.epsilon >= _LEAST_EPSILON
+        if not fits or self.renorm or self.synchronized:
+            return super().call(inputs, training=training, mask=mask)
+        learns = bool(training and self.trainable)
+        gamma, beta = _parameters(self, x.shape[-1])
+        none = tf.zeros([0])
+        normed, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=gamma,
+            offset=beta,
+            mean=none if learns else tf.cast(self.moving_mean.value, tf.float32),
+            variance=none if learns else tf.cast(self.moving_variance.value, tf.float32),
+            epsilon=self.epsilon,
+            is_training=learns,
+        )
+        if learns:
+            self._follow(mean, variance, num_values=tf.size(x) // x.shape[-1])
+        return tf.cast(normed, self.compute_dtype)
+
+    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, *, num_values: tf.Tensor) -> None:
+        # The operation gives the unbiased variance, and Keras follows the biased one.
+        count = tf.cast(num_values, tf.float32)
+        biased = variance * (tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0))
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
+            average.assign(average * self.momentum + tf.cast(value, average.dtype) * (1.0 - self.momentum))
+
+
+class FusedDense(layers.Dense):
+    """Dense as one matrix product of all positions, which TensorFlow joins with the bias."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """(..., D) to (..., P)."""
+        if isinstance(inputs, tf.SparseTensor):
+            return super().call(inputs, training=training)
+        x = tf.convert_to_tensor(inputs)
+        return _projected(self, x, self.kernel, x.shape[-1:], [self.units], self.bias)
+
+
+class FusedEinsumDense(layers.EinsumDense):
+    """EinsumDense that contracts the last axes of its inputs, as one matrix product."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """(B, T, ...) to (B, T, ...)."""
+        x = tf.convert_to_tensor(inputs)
+        split = _contraction(self.equation)
+        if split is None or (self.bias is not None and list(self.bias.shape) != list(self.kernel.shape[split:])):
+            return super().call(inputs, training=training)
+        shape = list(self.kernel.shape)
+        return _projected(self, x, self.kernel, shape[:split], shape[split:], self.bias)
+
+
+class FusedAttention(layers.MultiHeadAttention):
+    """MultiHeadAttention by matrix products of whole heads, where nothing is masked or dropped."""
+
+    def _compute_attention(
+        self,
+        query: tf.Tensor,
+        key: tf.Tensor,
+        value: tf.Tensor,
+        attention_mask: tf.Tensor | None = None,
+        training: bool | None = None,
+        return_attention_scores: bool = False,
+        use_causal_mask: bool = False,
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        drops = self._dropout > 0.0 and training is not False
+        if attention_mask is not None or use_causal_mask or return_attention_scores or drops or query.shape.rank != 4:
+            return super()._compute_attention(
+                query,
+                key,
+                value,
+                attention_mask=attention_mask,
+                training=training,
+                return_attention_scores=return_attention_scores,
+                use_causal_mask=use_causal_mask,
+            )
+        scaled = query * tf.cast(self._inverse_sqrt_key_dim, query.dtype)
+        by_head = [tf.transpose(part, (0, 2, 1, 3)) for part in (scaled, key, value)]  # (B, N, T, K)
+        weights = tf.nn.softmax(tf.matmul(by_head[0], by_head[1], transpose_b=True))  # (B, N, T, T)
+        return tf.transpose(tf.matmul(weights, by_head[2]), (0, 2, 1, 3)), None  # (B, T, N, K)
+
+
+FORMS: dict[type, type] = {
+    layers.BatchNormalization: FusedBatchNormalization,
+    layers.Dense: FusedDense,
+    layers.EinsumDense: FusedEinsumDense,
+    layers.LayerNormalization: FusedLayerNormalization,
+    layers.MultiHeadAttention: FusedAttention,
+}
+"""A Keras layer's class -> the class of its faster form."""
+
+
+def _parameters(norm: keras.layers.Layer, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale and offset of a norm, (D,) float32; ones and zeros where it has none."""
+    gamma = tf.ones([width]) if norm.gamma is None else tf.cast(tf.convert_to_tensor(norm.gamma), tf.float32)
+    beta = tf.zeros([width]) if norm.beta is None else tf.cast(tf.convert_to_tensor(norm.beta), tf.float32)
+    return gamma, beta
+
+
+def _projected(
+    layer: keras.layers.Layer,
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    summed: list[int],
+    fresh: list[int],
+    bias: tf.Tensor | None,
+) -> tf.Tensor:
+    """Contracts the last axes of `x`, of shape `summed`, with a kernel of shape (*summed, *fresh)."""
+    num_positions = x.shape.rank - len(summed)
+    outer = tf.concat([tf.shape(x)[:num_positions], fresh], axis=0)
+    static = [*x.shape[:num_positions], *fresh]
+    width = math.prod(fresh)
+    flat = tf.matmul(
+        tf.reshape(x, [-1, math.prod(summed)]),
+        tf.reshape(tf.cast(tf.convert_to_tensor(kernel), x.dtype), [-1, width]),
+    )  # (B * T, P)
+    if bias is not None:
+        flat = tf.nn.bias_add(flat, tf.reshape(tf.cast(tf.convert_to_tensor(bias), x.dtype), [width]))
+    # Where it trains, its outputs before the activation must have an axis of examples (gradients/private).
+    early = len(fresh) == 1 and not layer.trainable_variables and layer.activation in _ELEMENTWISE
+    if early:
+        flat = layer.activation(flat)
+    result = tf.ensure_shape(tf.reshape(flat, outer), static)
+    return result if early or layer.activation is None else layer.activation(result)
+
+
+_ELEMENTWISE = (gelu, keras.activations.relu)
+
+
+def _contraction(equation: str) -> int | None:
+    """How many axes an einsum like "abc,cde->abde" sums over; None where it is of another kind."""
+    inputs, rest = equation.replace(" ", "").split(",")
+    kernel, outputs = rest.split("->")
+    for count in range(1, len(kernel)):
+        outer, summed = inputs[: len(inputs) - count], kernel[:count]
+        if inputs.endswith(summed) and outputs == outer + kernel[count:] and not set(outer) & set(kernel):
+            return count if "." not in equation else None
+    return None
