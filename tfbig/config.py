@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
+_LEAST_NORM = 1e-6
+
 
 def _require(ok: bool, flag: str, expected: str, came: object) -> None:
     if not ok:
@@ -169,6 +171,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("train.epochs", self.epochs, 1)
+        _require(self.epochs <= 10**6, "train.epochs", "at most 1000000", self.epochs)
         rate = self.learning_rate
         _require(rate is None or 0 < rate < 1e3, "train.learning_rate", "above 0 and below 1000", rate)
         _at_least("train.warmup_steps", self.warmup_steps, 0)
@@ -228,11 +231,22 @@ class DpConfig:
             usual = {"noise_multiplier": "0.5 to 10", "l2_norm_clip": "0.1 to 10"}.get(name, "1 to 8")
             ok = value is None or (value > 0 and math.isfinite(value))
             _require(ok, f"dp.{name}", f"above 0 ({usual} is usual)", value)
+        for name in ("noise_multiplier", "l2_norm_clip"):
+            value = getattr(self, name)
+            # Beyond these, float32 squares underflow or overflow, and nothing is clipped.
+            ok = value is None or _LEAST_NORM <= value <= 1 / _LEAST_NORM
+            _require(ok, f"dp.{name}", f"between {_LEAST_NORM:g} and {1 / _LEAST_NORM:g}", value)
+        limit = self.ledger_epsilon
+        _require(limit is None or limit <= 1e9, "dp.ledger_epsilon", "at most 1e9", limit)
         _require(0 < self.delta < 1, "dp.delta", "above 0 and below 1 (1e-5 is usual)", self.delta)
         quantile = self.clip_quantile
         _require(quantile is None or 0 < quantile < 1, "dp.clip_quantile", "above 0 and below 1", quantile)
         _at_least("dp.physical_batch_size", self.physical_batch_size, 1)
+        size = self.physical_batch_size
+        _require(size is None or size <= 65536, "dp.physical_batch_size", "at most 65536", size)
         _require(self.ledger != "", "dp.ledger", "not empty", "")
+        ledger = self.ledger
+        _require(ledger is None or ledger.isprintable(), "dp.ledger", "the name of a file in UTF-8", ledger)
 
     @property
     def is_private(self) -> bool:

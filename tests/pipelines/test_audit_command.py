@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tfbig.__main__ import main
+from tfbig.gradients.private.accounting import epsilon
+from tfbig.gradients.private.mechanism import Mechanism
 from tfbig.gradients.private.noise import GaussianNoise
 
 COMMON = ["--adapt.mode", "head", "--data.limit", "400", "--train.epochs", "4", "--data.batch_size", "64"]
@@ -96,6 +98,15 @@ def test_too_small_a_claim_is_found_out(copy: Path, capsys: pytest.CaptureFixtur
     (copy / "dp.json").write_text(json.dumps({**content, "epsilon": content["epsilon"] / 2}))
     exit_code, error = refused(copy, capsys)
     assert exit_code == 6 and "its own noise, sampling and steps give" in error
+
+
+def test_the_claim_of_another_run_is_found_out(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((copy / "dp.json").read_text())
+    mechanism = Mechanism(content["noise_multiplier"], content["num_examples"], content["batch_size"], "poisson")
+    fewer = {"steps": 1, "epsilon": epsilon(mechanism, 1, delta=content["delta"])}
+    (copy / "dp.json").write_text(json.dumps({**content, **fewer}))
+    exit_code, error = refused(copy, capsys)
+    assert exit_code == 6 and f"steps 1 there, {content['steps']} in the run" in error
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"epsilon": 1}'])

@@ -371,12 +371,16 @@ def _start(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def _checkpointed_steps(run_dir: Path) -> int:
+    steps = [int(path.stem.split("-")[1]) for path in (run_dir / "checkpoints").glob("step-*.npz")]
+    return max(steps, default=0)
+
+
 def _signal_at(process: subprocess.Popen, run_dir: Path, step: int, number: int) -> None:
     """Sends a signal as soon as a checkpoint of this step or a later one is there."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(path.stem.split("-")[1]) for path in (run_dir / "checkpoints").glob("step-*.npz")]
-        if steps and max(steps) >= step:
+        if _checkpointed_steps(run_dir) >= step:
             os.kill(process.pid, number)
             process.communicate(timeout=120)
             return
@@ -403,9 +407,14 @@ def test_a_killed_run_draws_what_it_would_have_drawn(
     process = _start(words)
     _signal_at(process, killed, 8, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
+    assert json.loads((killed / "dp.json").read_text())["steps"] >= _checkpointed_steps(killed)
     # It may have taken all of its steps, for all that the ledger knows.
     charges = BudgetLedger(ledger).balance("digits", "").runs
     assert [(charge.run_id, charge.num_steps) for charge in charges] == [("whole-0", 45), ("killed-0", 45)]
+    again = _start(words)
+    _signal_at(again, killed, 14, signal.SIGKILL)
+    # No promise is left over from an earlier session that trained less.
+    assert json.loads((killed / "dp.json").read_text())["steps"] >= _checkpointed_steps(killed)
     asked = _start(words)
     _signal_at(asked, killed, 24, signal.SIGTERM)
     assert asked.returncode == 75

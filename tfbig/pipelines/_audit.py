@@ -22,6 +22,7 @@ from tfbig.pipelines._audited_run import (
     Claim,
     read_claim,
     refuse_other_data,
+    refuse_other_promise,
     refuse_unfinished,
     state_for_audit,
     task_of,
@@ -94,7 +95,10 @@ def _audited(
         checks: list[Check] = []
         if claim is not None:
             checks, found = _run_canaries(assembly, config, claim, num_canaries, seed, num_steps)
-        losses = _losses(assembly, config, run)
+        trained_steps = _restored(assembly, config, run)
+        if claim is not None and assembly.privacy is not None:
+            refuse_other_promise(run, claim, mechanism=assembly.privacy.mechanism, num_steps=trained_steps)
+        losses = _losses(assembly)
     membership = membership_figures(losses["train"], losses["test"], seed=seed)
     if "validation" in losses:
         membership["validation"] = membership_figures(losses["train"], losses["validation"], seed=seed)
@@ -207,12 +211,18 @@ def _plan(assembly: Assembly, config: RunConfig, claim: Claim, num_canaries: int
     return IndexPlan(num_examples, batch_size, seed=secret, multiple=size)
 
 
-def _losses(assembly: Assembly, config: RunConfig, run: RunDirectory) -> dict[str, np.ndarray]:
-    """Split -> each example's loss by the trained network."""
+def _restored(assembly: Assembly, config: RunConfig, run: RunDirectory) -> int:
+    """Puts the trained weights into the network, and says after how many steps."""
     from tfbig.training.fit import restore_final
 
-    if not restore_final(assembly, config, run).global_step:
+    num_steps = restore_final(assembly, config, run).global_step
+    if not num_steps:
         raise EnvironmentFault(f"{run.checkpoints} holds no checkpoint, so there is nothing to audit; put one back.")
+    return num_steps
+
+
+def _losses(assembly: Assembly) -> dict[str, np.ndarray]:
+    """Split -> each example's loss by the trained network."""
     splits = assembly.splits
     named: Sequence[tuple[str, Split | None]] = (
         ("train", splits.train), ("test", splits.test), ("validation", splits.validation),

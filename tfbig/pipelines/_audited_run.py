@@ -76,7 +76,7 @@ def task_of(run: RunDirectory) -> Task:
         sys.path.insert(0, "")
     try:
         task = getattr(importlib.import_module(module), "TASK", None)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UsageError(
             f"The run's job {job} is in the module {module}, which cannot be imported ({error}); run the audit in the "
             "folder that the run was started in."
@@ -109,7 +109,7 @@ def read_claim(run: RunDirectory) -> Claim:
         again = epsilon(mechanism, claim.steps, delta=claim.delta, accountant=accountant)
     except FileNotFoundError:
         raise DataError(f"{path} is missing, so nobody knows what this private run claims; put it back.") from None
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, UsageError) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}), so nobody knows what this "
             "private run claims; put a copy back."
@@ -120,6 +120,33 @@ def read_claim(run: RunDirectory) -> Claim:
             "claim is wrong whatever the run did."
         )
     return claim
+
+
+def refuse_other_promise(run: RunDirectory, claim: Claim, *, mechanism: Mechanism, num_steps: int) -> None:
+    """Compares dp.json with the run itself.
+
+    Args:
+        run: Its folder.
+        claim: From `read_claim`.
+        mechanism: Of the run's settings and data.
+        num_steps: Of its last checkpoint.
+
+    Raises:
+        GateError: They do not speak of the same training.
+    """
+    said = {**dataclasses.asdict(claim.mechanism), "steps": claim.steps}
+    done = {**dataclasses.asdict(mechanism), "steps": num_steps}
+    differing = [name for name in said if not _same(said[name], done[name])]
+    other = [f"{name} {said[name]} there, {done[name]} in the run" for name in differing]
+    if other:
+        raise GateError(
+            f"{run.path / 'dp.json'} is not of this run's training: {', '.join(other)}; its claim is about another one."
+        )
+
+
+def _same(one: object, other: object) -> bool:
+    both_floats = isinstance(one, float) and isinstance(other, float)
+    return math.isclose(one, other, rel_tol=1e-9) if both_floats else one == other  # type: ignore[arg-type]
 
 
 def state_for_audit(run: RunDirectory, seed: int) -> PrivateState:

@@ -61,7 +61,7 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
         log.warning("%s", stop)
     finally:
         if privacy is not None and ledger.global_step:
-            run.write_json("dp.json", privacy.record(ledger.global_step, ledger=_ledger_path(config)))
+            _write_promise(privacy, config, run, ledger.global_step)
     if privacy is not None:
         _end_privately(privacy, config, run, ledger.global_step)
     _use_final_weights(assembly, config, run, average, has_epoch=bool(ledger.history))
@@ -114,7 +114,14 @@ def _train(
     if config.train.keep == "best" and assembly.validation is not None:
         best = run.checkpoints / _BEST
         chain.append(callbacks.KeepBest(learner.network, ledger, monitor, best, average))
-    saver = callbacks.Saver(state.save, ledger, guard, signals, every_s=config.train.checkpoint_every_s)
+
+    def save() -> None:
+        if assembly.privacy is not None:
+            # First, so that no checkpoint is ever of more steps than dp.json counts.
+            _write_promise(assembly.privacy, config, run, ledger.global_step)
+        state.save()
+
+    saver = callbacks.Saver(save, ledger, guard, signals, every_s=config.train.checkpoint_every_s)
     chain += [bar, board, state, saver]
     if assembly.privacy is not None:
         chain.append(BudgetGuard(assembly.privacy, ledger, saver))
@@ -164,6 +171,10 @@ def _begin_privately(
         )
 
 
+def _write_promise(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
+    run.write_json("dp.json", privacy.record(num_steps, ledger=_ledger_path(config)))
+
+
 def _end_privately(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
     """Gives back what the run did not spend of the dataset's budget, and erases its secret."""
     path = _ledger_path(config)
@@ -173,7 +184,12 @@ def _end_privately(privacy: Privacy, config: RunConfig, run: RunDirectory, num_s
 
 
 def _ledger_path(config: RunConfig) -> Path | None:
-    return Path(config.dp.ledger).expanduser() if config.dp.ledger else None
+    if not config.dp.ledger:
+        return None
+    try:
+        return Path(config.dp.ledger).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--dp.ledger {config.dp.ledger} names a home folder that does not exist here.") from error
 
 
 def _tensorboard(
