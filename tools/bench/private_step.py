@@ -28,31 +28,20 @@ import argparse
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "private_step"))
 
 from environments import OPACUS, TF_PRIVACY, Environment, Unavailable, clean_variables, interpreter
+from processes import TIMEOUT_S, VARIABLES, child
 from rows import ROWS
 
 SCRIPTS = Path(__file__).resolve().parent / "private_step"
 ROOT = SCRIPTS.parents[2]
-TIMEOUT_S = 3600
-VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "PYTHONWARNINGS": "ignore",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -206,26 +195,6 @@ def cost(tool: Tool, python: Path, flags: list[str], *, seconds: float) -> tuple
     peaks = {part: child([*command, "--part", part], variables)["peak_mb"] for part in ("private", "plain")}
     figures = Cost(timed["ms"], timed["plain_ms"], timed["ratio"], peaks["private"], peaks["plain"])
     return figures, timed["versions"]
-
-
-def child(command: list[str], variables: Mapping[str, str]) -> dict:
-    """What a process says in its last line.
-
-    Raises:
-        Unavailable: It failed, took too long, or said something else.
-    """
-    try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"no answer in {TIMEOUT_S} s from `{' '.join(command)}`") from error
-    if done.returncode:
-        ended = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"code {done.returncode}"
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise Unavailable(f"`{' '.join(command)}` ended with {ended}: {last}")
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        raise Unavailable(f"`{' '.join(command)}` did not end with a line of JSON") from error
 
 
 def summary(found: Found, versions: Mapping[str, Mapping[str, str]]) -> dict[str, dict]:

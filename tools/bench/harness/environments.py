@@ -41,6 +41,10 @@ class Environment:
 OPACUS = Environment("opacus", ("torch==2.13.0", "opacus==1.6.0"))
 # tensorflow-privacy 0.9 needs Keras 2, which TensorFlow 2.15 is the last to bring; that one needs NumPy 1.
 TF_PRIVACY = Environment("tf_privacy", ("tensorflow==2.15.1", "tensorflow-privacy==0.9.0", "numpy<2"))
+# Its own newest torch would bring CUDA.
+HF_TRAINER = Environment(
+    "hf_trainer", ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "pillow==13.0.0")
+)
 
 
 def interpreter(environment: Environment, folder: Path) -> Path:

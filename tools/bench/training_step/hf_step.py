@@ -1,0 +1,116 @@
+"""Hugging Face Trainer on PyTorch: the rows' networks from their configurations, `bf16=True` on the CPU."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import tempfile
+
+import numpy as np
+import torch
+import work
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from turns import Turns
+from work import ROWS, Row
+
+
+class Images(Dataset):
+    """Made-up images in memory, under as many indices as steps could ask for."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self._x = torch.from_numpy(rng.random((work.NUM_IMAGES, 3, work.SIDE, work.SIDE), np.float32))
+        self._y = rng.integers(work.NUM_CLASSES, size=work.NUM_IMAGES)
+
+    def __len__(self) -> int:
+        return work.NUM_STEPS * work.BATCH_SIZE
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return {"pixel_values": self._x[index % work.NUM_IMAGES], "labels": int(self._y[index % work.NUM_IMAGES])}
+
+
+class AfterStep(TrainerCallback):
+    """Tells `turns` of each step."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self._turns.step_done()
+
+
+def network(row: Row) -> PreTrainedModel:
+    """The row's network."""
+    if row.name == "resnet50":
+        # Its defaults are a ResNet-50, but for where the stride is.
+        return ResNetForImageClassification(ResNetConfig(num_labels=work.NUM_CLASSES, downsample_in_bottleneck=True))
+    config = ViTConfig(
+        hidden_size=work.WIDTH,
+        num_hidden_layers=work.DEPTH,
+        num_attention_heads=work.HEADS,
+        intermediate_size=4 * work.WIDTH,
+        image_size=work.SIDE,
+        patch_size=work.PATCH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        layer_norm_eps=work.LAYER_NORM_EPSILON,
+        num_labels=work.NUM_CLASSES,
+    )
+    return ViTForImageClassification(config)
+
+
+def arguments(seed: int, folder: str) -> TrainingArguments:
+    """What the other tools do too: no logs, no checkpoints, no clipping."""
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=work.BATCH_SIZE,
+        max_steps=work.NUM_STEPS,
+        learning_rate=work.LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        weight_decay=work.WEIGHT_DECAY,
+        max_grad_norm=0.0,
+        use_cpu=True,
+        bf16=True,
+        seed=seed,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--row", choices=tuple(ROWS), required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    torch.manual_seed(args.seed)
+    trained = network(ROWS[args.row])
+    ROWS[args.row].check(sum(weight.numel() for weight in trained.parameters() if weight.requires_grad))
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    turns = Turns(warm_up_steps=work.WARM_UP_STEPS, facts={"versions": versions})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=trained,
+            args=arguments(args.seed, folder),
+            train_dataset=Images(args.seed),
+            callbacks=[AfterStep(turns)],
+        )
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()
