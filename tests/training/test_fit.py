@@ -75,7 +75,7 @@ def test_cached_features_give_the_result_of_computing_them_each_epoch(
 ) -> None:
     cached, history = _fit(_config(), tmp_path / "cached")
     assert cached.learner.network is not cached.network
-    monkeypatch.setattr(assembling, "_FEATURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(assembling, "_FEATURE_MEMORY_BYTES", 0)
     computed, history_computed = _fit(_config(), tmp_path / "computed")
     assert computed.learner.network is computed.network
     np.testing.assert_allclose(_weights(cached.network), _weights(computed.network), atol=1e-5)

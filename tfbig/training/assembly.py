@@ -24,8 +24,10 @@ from tfbig.gradients.private.rule import PrivateRule, private
 from tfbig.gradients.rule import GradientRule, clipped, mean_gradient
 from tfbig.networks.adapters import split_frozen
 from tfbig.objectives.supervised import Objective
-from tfbig.training import features, private_state
+from tfbig.training import feature_cache, features, private_state
 from tfbig.training.callbacks import Monitor
+from tfbig.training.feature_cache import FeatureCache
+from tfbig.training.feature_key import Origin
 from tfbig.training.learner import Learner
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
 from tfbig.training.privacy import Privacy, plan_privacy
@@ -34,7 +36,8 @@ from tfbig.training.task import Task
 
 log = logging.getLogger(__name__)
 
-_FEATURE_CACHE_BYTES = 4 * 2**30
+# Features that may be held in memory where they cannot be kept on the disk.
+_FEATURE_MEMORY_BYTES = 4 * 2**30
 # Images that a frozen trunk sees at once; what trains on its features may take far larger batches.
 _TRUNK_BATCH_SIZE = 64
 
@@ -90,7 +93,8 @@ def assemble(
     with strategy.scope():
         network = task.build(config, splits.spec)
         splits = task.prepare(splits, network)
-        trunk, trained = (None, network) if augment is not None else _split(network, splits)
+        cache = _cache(config, splits)
+        trunk, trained = (None, network) if augment is not None else _split(network, splits, cache)
         plan = _plan(config, len(splits.train), physical_batch_size, secret)
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
@@ -102,8 +106,11 @@ def assemble(
         train, validation = splits.train, splits.validation
         if trunk is not None:
             num_images = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
-            train = features.extract(trunk, train, batch_size=num_images)
-            validation = validation and features.extract(trunk, validation, batch_size=num_images)
+            origin = _origin(config, splits, "train")
+            train = features.extract(trunk, train, batch_size=num_images, cache=cache, origin=origin)
+            if validation is not None:
+                origin = _origin(config, splits, "validation")
+                validation = features.extract(trunk, validation, batch_size=num_images, cache=cache, origin=origin)
         learner = Learner(trained, objective, rule)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
     return Assembly(
@@ -125,14 +132,26 @@ def _physical_batch_size(config: RunConfig, num_replicas: int) -> int:
     return size
 
 
-def _split(network: keras.Model, splits: Splits) -> tuple[keras.Model | None, keras.Model]:
-    """A frozen trunk and the rest, where the trunk's features fit in memory."""
+def _cache(config: RunConfig, splits: Splits) -> FeatureCache | None:
+    """The user's cache; None for a dry run, which writes nothing, and for data that nobody can tell from other data."""
+    return None if config.dry_run or not splits.manifest.get("fingerprint") else feature_cache.from_environment()
+
+
+def _origin(config: RunConfig, splits: Splits, role: str) -> Origin:
+    about = f"{config.model.backbone} on {config.data.source}"
+    return Origin(str(splits.manifest.get("fingerprint", "")), role, about)
+
+
+def _split(
+    network: keras.Model, splits: Splits, cache: FeatureCache | None
+) -> tuple[keras.Model | None, keras.Model]:
+    """A frozen trunk and the rest, where the trunk's features can be kept on the disk or in memory."""
     trunk, rest = split_frozen(network)
     if trunk is None:
         return None, network
     num_examples = len(splits.train) + (len(splits.validation) if splits.validation else 0)
     needed = num_examples * rest.input_shape[-1] * 4
-    if needed > _FEATURE_CACHE_BYTES:
+    if needed > _FEATURE_MEMORY_BYTES and not (cache and cache.has_room(needed)):
         log.info("features would take %.1f GiB, so each epoch computes them again", needed / 2**30)
         return None, network
     return trunk, rest
