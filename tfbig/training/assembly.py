@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfbig.config import RunConfig
 from tfbig.data.sampling import Plan, PoissonPlan, padded_length
 from tfbig.data.splits import Augment, IndexPlan, Split, Splits
+from tfbig.data.views import ViewPlan, augmented
 from tfbig.errors import UsageError
 from tfbig.gradients.private.mechanism import Accountant
 from tfbig.gradients.private.rule import PrivateRule, private
@@ -53,7 +54,7 @@ class Assembly:
         train: What the learner trains on: `splits.train`, or its cached features.
         validation: Likewise; None where there is no validation split.
         plan: Which examples each step sees.
-        augment: Changes each training batch, or None.
+        augment: Changes each training batch, or None; what is cached is augmented already.
         objective: What is minimised.
         physical_batch_size: Examples computed at once, over all devices.
         privacy: What a private run promises; None where training is not private.
@@ -94,8 +95,13 @@ def assemble(
         network = task.build(config, splits.spec)
         splits = task.prepare(splits, network)
         cache = _cache(config, splits)
-        trunk, trained = (None, network) if augment is not None else _split(network, splits, cache)
+        num_views = config.adapt.cached_views if augment is not None else 0
+        is_live = augment is not None and not num_views
+        trunk, trained = (None, network) if is_live else _split(network, splits, cache, max(num_views, 1))
         plan = _plan(config, len(splits.train), physical_batch_size, secret)
+        if num_views:
+            _refuse_uncached(trunk, config)
+            plan = ViewPlan(plan, num_views)
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
         # Before any example is read: it refuses networks that cannot be trained privately.
@@ -106,8 +112,8 @@ def assemble(
         train, validation = splits.train, splits.validation
         if trunk is not None:
             num_images = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
-            origin = _origin(config, splits, "train")
-            train = features.extract(trunk, train, batch_size=num_images, cache=cache, origin=origin)
+            train = _train_features(trunk, config, splits, augment, num_images, cache)
+            augment = None
             if validation is not None:
                 origin = _origin(config, splits, "validation")
                 validation = features.extract(trunk, validation, batch_size=num_images, cache=cache, origin=origin)
@@ -116,6 +122,14 @@ def assemble(
     return Assembly(
         network, learner, splits, train, validation, plan, augment, objective, physical_batch_size, privacy
     )
+
+
+def _refuse_uncached(trunk: keras.Model | None, config: RunConfig) -> None:
+    if trunk is None:
+        raise UsageError(
+            f"--adapt.cached_views {config.adapt.cached_views} needs a backbone that gives the same features each time "
+            f"and room for them, on the disk ({feature_cache.LIMIT_VARIABLE}) or in memory; give fewer views, or 0."
+        )
 
 
 def _physical_batch_size(config: RunConfig, num_replicas: int) -> int:
@@ -142,14 +156,35 @@ def _origin(config: RunConfig, splits: Splits, role: str) -> Origin:
     return Origin(str(splits.manifest.get("fingerprint", "")), role, about)
 
 
+def _train_features(
+    trunk: keras.Model,
+    config: RunConfig,
+    splits: Splits,
+    augment: Augment | None,
+    batch_size: int,
+    cache: FeatureCache | None,
+) -> Split:
+    """Features of the training examples, or of all their views."""
+    origin = _origin(config, splits, "train")
+    if augment is None:
+        return features.extract(trunk, splits.train, batch_size=batch_size, cache=cache, origin=origin)
+    seed = config.runtime.seed
+    numbers = range(config.adapt.cached_views)
+    views = [augmented(splits.train, augment, seed=seed, view=number) for number in numbers]
+    # All of the job's options, for only the job knows which of them augment.
+    texts = [f"view {number} of seed {seed}, {config.options!r}" for number in numbers]
+    origins = [dataclasses.replace(origin, role=f"train view {i}", augmentation=text) for i, text in enumerate(texts)]
+    return features.extract_views(trunk, views, batch_size=batch_size, cache=cache, origins=origins)
+
+
 def _split(
-    network: keras.Model, splits: Splits, cache: FeatureCache | None
+    network: keras.Model, splits: Splits, cache: FeatureCache | None, num_views: int
 ) -> tuple[keras.Model | None, keras.Model]:
     """A frozen trunk and the rest, where the trunk's features can be kept on the disk or in memory."""
     trunk, rest = split_frozen(network)
     if trunk is None:
         return None, network
-    num_examples = len(splits.train) + (len(splits.validation) if splits.validation else 0)
+    num_examples = num_views * len(splits.train) + (len(splits.validation) if splits.validation else 0)
     needed = num_examples * rest.input_shape[-1] * 4
     if needed > _FEATURE_MEMORY_BYTES and not (cache and cache.has_room(needed)):
         log.info("features would take %.1f GiB, so each epoch computes them again", needed / 2**30)

@@ -7,16 +7,15 @@ key of feature_key.py, and in memory where there is no such key or no such disk.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
+from tfbig.data.splits import IndexPlan, Split, batches
 from tfbig.training.feature_cache import FeatureCache
 from tfbig.training.feature_key import Origin, feature_key
 
@@ -45,29 +44,70 @@ def extract(
     Returns:
         A split that reads them from the disk, or holds them in memory: N * D * 4 bytes.
     """
+    return _kept_split([_rows(trunk, split, batch_size, cache, origin)], split)
+
+
+def extract_views(
+    trunk: keras.Model,
+    views: Sequence[Split],
+    *,
+    batch_size: int,
+    cache: FeatureCache | None = None,
+    origins: Sequence[Origin],
+) -> Split:
+    """As `extract`, of K views of the same N examples: example i of view k has the index k * N + i.
+
+    Args:
+        trunk: See `extract`.
+        views: K splits of equal length, from `data.views.augmented`.
+        batch_size: See `extract`.
+        cache: See `extract`.
+        origins: K, one a view.
+    """
+    rows = [
+        _rows(trunk, view, batch_size, cache, origin) for view, origin in zip(views, origins, strict=True)
+    ]
+    return _kept_split(rows, views[0])
+
+
+def _rows(
+    trunk: keras.Model, split: Split, batch_size: int, cache: FeatureCache | None, origin: Origin | None
+) -> np.ndarray:
+    """(N, D): mapped from the cache, else computed."""
     began = time.monotonic()
     shape = (len(split), int(trunk.output_shape[-1]))
     key = cache and origin and feature_key(trunk, split, origin, batch_size)
     rows = cache.read(key) if cache and key else None
     if rows is not None and rows.shape == shape:
         log.info("read the frozen backbone's features of %d examples from %s", len(split), cache and cache.folder)
-        return _kept_split(rows, split)
+        return rows
     if cache and key and origin:
         about = f"{origin.about}, {origin.role}"
         rows = cache.keep(key, lambda: _computed(trunk, split, batch_size), shape=shape, about=about)
     if rows is None:
         rows = np.concatenate(list(_computed(trunk, split, batch_size)))  # (N, D)
     log.info("computed the frozen backbone's features of %d examples in %.1f s", len(split), time.monotonic() - began)
-    return _kept_split(rows, split)
+    return rows
 
 
-def _kept_split(rows: np.ndarray, split: Split) -> Split:
-    stored = array_split(rows, split.labels, names=split.names)
+def _kept_split(views: Sequence[np.ndarray], split: Split) -> Split:
+    """K arrays (N, D) as one split of K * N examples, without a copy of them."""
+    num_views, num_examples, width = len(views), len(split), views[0].shape[1]
+
+    def look_up(indices: np.ndarray) -> np.ndarray:
+        rows = np.empty((*np.shape(indices), width), np.float32)
+        view, row = np.divmod(indices, num_examples)
+        # One, in every batch of an epoch.
+        for number in np.unique(view):
+            rows[view == number] = views[number][row[view == number]]
+        return rows
 
     def gather(indices: tf.Tensor) -> tf.Tensor:
-        return tf.cast(stored.fetch(indices), tf.float32)
+        rows = tf.numpy_function(look_up, [indices], tf.float32, stateful=False)
+        return tf.ensure_shape(rows, [*indices.shape, width])
 
-    return dataclasses.replace(stored, fetch=gather, gather=gather)
+    labels, names = np.concatenate([split.labels] * num_views), [*split.names] * num_views
+    return Split(fetch=gather, labels=labels, names=names, gather=gather)
 
 
 def _computed(trunk: keras.Model, split: Split, batch_size: int) -> Iterator[np.ndarray]:
