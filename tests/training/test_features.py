@@ -6,11 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfbig.data.splits import IndexPlan, Split, array_split, batches
 from tfbig.training import feature_cache, features
@@ -68,6 +70,18 @@ def test_a_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     features.extract(trunk, split, batch_size=10, cache=_cache(tmp_path), origin=ORIGIN)
     monkeypatch.setattr(features, "_computed", None)
     features.extract(trunk, split, batch_size=10, cache=_cache(tmp_path), origin=ORIGIN)
+
+
+def test_views_lie_behind_one_another(tmp_path: Path) -> None:
+    trunk, views = _trunk(), [_split(seed=1), _split(seed=2)]
+    origins = [replace(ORIGIN, augmentation=f"view {number}") for number in range(2)]
+    alone = [_values(features.extract(trunk, view, batch_size=10)) for view in views]
+    for _ in range(2):
+        kept = features.extract_views(trunk, views, batch_size=10, cache=_cache(tmp_path), origins=origins)
+        np.testing.assert_array_equal(_values(kept), np.concatenate(alone))
+        np.testing.assert_array_equal(kept.labels, np.concatenate([view.labels for view in views]))
+    mixed = kept.gather(tf.constant([40, 3, 38], tf.int64))
+    np.testing.assert_array_equal(mixed, [alone[1][3], alone[0][3], alone[1][1]])
 
 
 def test_the_key_is_of_the_content_and_of_nothing_else() -> None:
