@@ -90,7 +90,10 @@ def test_the_key_is_of_the_content_and_of_nothing_else() -> None:
     key = feature_key(_trunk(), split, ORIGIN, 10)
     # A network built later in this process has other names, and the same content.
     assert feature_key(_trunk(), _split(), ORIGIN, 10) == key
+    trained = _trunk()
+    trained.weights[1].assign_add(np.full(8, 1e-6, "f4"))
     others = [
+        feature_key(trained, split, ORIGIN, 10),
         feature_key(_trunk(seed=1), split, ORIGIN, 10),
         feature_key(_trunk(activation="tanh"), split, ORIGIN, 10),
         feature_key(_trunk(dtype="bfloat16"), split, ORIGIN, 10),

@@ -92,12 +92,19 @@ def test_features_on_the_disk_give_the_run_in_memory_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature_cache_folder: Path
 ) -> None:
     computed, _ = _fit(_config(), tmp_path / "computed", NAMED)
-    assert len(list(feature_cache_folder.iterdir())) == 2
+    network, test = computed.judged()
+    assert network is computed.learner.network and len(list(feature_cache_folder.iterdir())) == 3
+    logits, expected = (
+        np.concatenate([model(x).numpy() for x, _, _ in batches(split, IndexPlan(24, 8, shuffle=False))])
+        for model, split in ((network, test), (computed.network, computed.splits.test))
+    )
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
     with monkeypatch.context() as patch:
         patch.setattr(features, "_computed", None)
         # Another head and schedule, as a trial of a tuning has it; then the same run again.
         _fit(_config(epochs=1, learning_rate=0.1), tmp_path / "trial", NAMED)
         read, _ = _fit(_config(), tmp_path / "read", NAMED)
+        read.judged()
     monkeypatch.setenv("TFBIG_CACHE_GB", "0")
     in_memory, _ = _fit(_config(), tmp_path / "in_memory", NAMED)
     np.testing.assert_array_equal(_weights(read.network), _weights(computed.network))

@@ -7,7 +7,9 @@ plain arguments.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -58,6 +60,7 @@ class Assembly:
         objective: What is minimised.
         physical_batch_size: Examples computed at once, over all devices.
         privacy: What a private run promises; None where training is not private.
+        test_features: Computes the test examples' features, or reads them; None where they are not cached.
     """
 
     network: keras.Model
@@ -70,6 +73,13 @@ class Assembly:
     objective: Objective
     physical_batch_size: int
     privacy: Privacy | None = None
+    test_features: Callable[[], Split] | None = None
+
+    def judged(self) -> tuple[keras.Model, Split]:
+        """A network and test examples as it takes them: `network`, or the part of it behind the cached features."""
+        if self.test_features is None:
+            return self.network, self.splits.test
+        return self.learner.network, self.test_features()
 
 
 def assemble(
@@ -109,7 +119,7 @@ def assemble(
         rule = _rule(config, trained, objective, splits, optimizer, privacy, secret, at_once)
         if isinstance(rule, PrivateRule) and privacy is not None:
             privacy = _described(privacy, config, rule, trained, has_trunk=trunk is not None)
-        train, validation = splits.train, splits.validation
+        train, validation, test_features = splits.train, splits.validation, None
         if trunk is not None:
             num_images = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
             train = _train_features(trunk, config, splits, augment, num_images, cache)
@@ -117,11 +127,17 @@ def assemble(
             if validation is not None:
                 origin = _origin(config, splits, "validation")
                 validation = features.extract(trunk, validation, batch_size=num_images, cache=cache, origin=origin)
+            if cache is not None and cache.has_room(len(splits.test) * trained.input_shape[-1] * 4):
+                origin = _origin(config, splits, "test")
+                test_features = functools.partial(
+                    features.extract, trunk, splits.test, batch_size=num_images, cache=cache, origin=origin
+                )
         learner = Learner(trained, objective, rule)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
     return Assembly(
-        network, learner, splits, train, validation, plan, augment, objective, physical_batch_size, privacy
-    )
+        network, learner, splits, train, validation, plan, augment, objective, physical_batch_size, privacy,
+        test_features,
+    )  # fmt: skip
 
 
 def _refuse_uncached(trunk: keras.Model | None, config: RunConfig) -> None:
