@@ -33,3 +33,12 @@ def shared_backbone(shared_data: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"no backbone at {path}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def feature_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A feature cache of each test's own: none reads the user's, or another test's."""
+    path = tmp_path_factory.mktemp("features") / "cache"
+    monkeypatch.setenv("TFBIG_CACHE", str(path))
+    monkeypatch.delenv("TFBIG_CACHE_GB", raising=False)
+    return path

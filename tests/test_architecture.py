@@ -71,6 +71,7 @@ def test_imports_point_one_way(project_root: Path) -> None:
         (["-m", "tfbig.pipelines.image_finetune", "--train.epoch", "3"], 2),
         (["-m", "tfbig.pipelines.image_finetune", "--config", "digit"], 2),
         (["-m", "tfbig", "list"], 0),
+        (["-m", "tfbig", "cache"], 0),
     ],
 )
 def test_answers_without_heavy_imports(arguments: list[str], exit_code: int) -> None:

@@ -47,8 +47,9 @@ def test_every_flag_that_the_documentation_names_exists(project_root: Path) -> N
     from tfbig.pipelines.image_finetune import TASK
 
     known = {flag.name for flag in flags(TASK)} | {"config", "help", "help_all", "print_config", "debug", "version"}
-    # Of tools, of predict and of audit.
+    # Of tools, of predict, of audit and of cache.
     known |= {"slow", "json", "seeds", "signature", "batch_size", "format", "canaries", "seed", "seconds"}
+    known |= {"clear"}
     pages = [project_root / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "pipelines/README.md")]
     for page in pages + sorted((project_root / "docs").rglob("*.md")):
         for name in re.findall(r"--([a-z][a-z0-9_.]+[a-z0-9_])", page.read_text()):

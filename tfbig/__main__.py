@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit | cache`: about the whole package, not one job.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
@@ -24,6 +25,7 @@ _EXAMPLES = """examples:
   python -m tfbig predict saved_models/photos picture.jpg more_pictures/
   python -m tfbig predict saved_models/photos/2 *.png --format jsonl
   python -m tfbig audit runs/NAME
+  python -m tfbig cache --clear
 
 A job is a module: python -m tfbig.pipelines.NAME --help
 """
@@ -112,6 +114,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_AUDIT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))
+    cache = commands.add_parser(
+        "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",
+        description="Features of frozen backbones (--adapt.mode head), kept in the folder TFBIG_CACHE, by default in "
+        "the user's cache folder, and at most TFBIG_CACHE_GB gigabytes of them. Readable by their owner alone: "
+        "features tell of the pictures that they were computed from.",
+    )
+    cache.add_argument("--clear", action="store_true", help="remove them all; runs that use them go on")
+    cache.set_defaults(command=_cache)
     return parser
 
 
@@ -175,6 +185,20 @@ def _predict(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         output_format=options.format,
     )
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from tfbig.training.feature_cache import from_environment
+
+    cache = from_environment()
+    entries = cache.entries()
+    num_bytes = cache.clear() if options.clear else sum(entry.num_bytes for entry in entries)
+    for entry in () if options.clear else entries:
+        used = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
+        size = f"{' x '.join(map(str, entry.shape))} {entry.dtype}".strip()
+        print(f"{used}  {entry.num_bytes / 1e6:10.1f} MB  {size:24}  {entry.about}")
+    end = "removed" if options.clear else f"of at most {cache.limit_bytes / 1e9:g} GB"
+    print(f"{cache.folder}: {len(entries)} entries, {num_bytes / 1e6:.1f} MB {end}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -115,6 +115,8 @@ class AdaptConfig:
         lora_rank: Rank of the updates, 1 to the width of the layers.
         unfreeze_last: full: train only the last this many layers of the backbone.
         backbone_lr_scale: full: the backbone's learning rate as a share of the head's.
+        cached_views: head: augment each picture in this many ways once, and let the epochs take them in turn; 0
+            augments anew at each step, with the backbone computed each time.
         statistics: BatchNorm averages in the backbone; auto freezes a pretrained backbone's, updates one from scratch.
     """
 
@@ -122,9 +124,11 @@ class AdaptConfig:
     lora_rank: int = 8
     unfreeze_last: int | None = None
     backbone_lr_scale: float = 1.0
+    cached_views: int = 0
     statistics: Literal["auto", "frozen", "updated"] = "auto"
 
     def __post_init__(self) -> None:
+        _require(0 <= self.cached_views <= 1000, "adapt.cached_views", "between 0 and 1000", self.cached_views)
         _at_least("adapt.lora_rank", self.lora_rank, 1)
         _at_least("adapt.unfreeze_last", self.unfreeze_last, 1, " layer")
         _require(self.backbone_lr_scale > 0, "adapt.backbone_lr_scale", "above 0", self.backbone_lr_scale)

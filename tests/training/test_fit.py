@@ -9,14 +9,14 @@ import pytest
 import tensorflow as tf
 
 from tfbig.config import AdaptConfig, DataConfig, RunConfig, TrainConfig
-from tfbig.data.splits import DataSpec, IndexPlan, Splits, array_split, batches
+from tfbig.data.splits import Augment, DataSpec, IndexPlan, Splits, array_split, batches
 from tfbig.errors import DivergedError, UsageError
 from tfbig.networks import adapters, heads, scratch
 from tfbig.networks.backbones import Backbone
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime
 from tfbig.training import assembly as assembling
-from tfbig.training import checkpoints, fit
+from tfbig.training import checkpoints, features, fit
 from tfbig.training.assembly import Assembly, assemble
 from tfbig.training.callbacks import Ledger, Monitor
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
@@ -60,9 +60,9 @@ def _config(mode: str = "head", **train: object) -> RunConfig:
     return RunConfig(DataConfig(batch_size=16), adapt=AdaptConfig(mode=mode), train=settings, options=_NoOptions())
 
 
-def _fit(config: RunConfig, folder: Path) -> tuple[Assembly, Ledger]:
+def _fit(config: RunConfig, folder: Path, task: Task = TASK) -> tuple[Assembly, Ledger]:
     with open_run(folder) as run, runtime(strategy="none", precision="float32", seed=0) as strategy:
-        assembly = assemble(TASK, config, TASK.load(config), strategy)
+        assembly = assemble(task, config, task.load(config), strategy)
         return assembly, fit.fit(assembly, config, run)
 
 
@@ -75,12 +75,76 @@ def test_cached_features_give_the_result_of_computing_them_each_epoch(
 ) -> None:
     cached, history = _fit(_config(), tmp_path / "cached")
     assert cached.learner.network is not cached.network
-    monkeypatch.setattr(assembling, "_FEATURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(assembling, "_FEATURE_MEMORY_BYTES", 0)
     computed, history_computed = _fit(_config(), tmp_path / "computed")
     assert computed.learner.network is computed.network
     np.testing.assert_allclose(_weights(cached.network), _weights(computed.network), atol=1e-5)
     for ours, theirs in zip(history.history, history_computed.history, strict=True):
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
+
+
+NAMED = dataclasses.replace(
+    TASK, load=lambda config: dataclasses.replace(_splits(config), manifest={"fingerprint": "columns"})
+)
+
+
+def test_features_on_the_disk_give_the_run_in_memory_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature_cache_folder: Path
+) -> None:
+    computed, _ = _fit(_config(), tmp_path / "computed", NAMED)
+    network, test = computed.judged()
+    assert network is computed.learner.network and len(list(feature_cache_folder.iterdir())) == 3
+    logits, expected = (
+        np.concatenate([model(x).numpy() for x, _, _ in batches(split, IndexPlan(24, 8, shuffle=False))])
+        for model, split in ((network, test), (computed.network, computed.splits.test))
+    )
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_computed", None)
+        # Another head and schedule, as a trial of a tuning has it; then the same run again.
+        with runtime(strategy="none", precision="float32", seed=1) as strategy:
+            assemble(NAMED, _config(epochs=1, learning_rate=0.1), NAMED.load(_config()), strategy)
+        read, _ = _fit(_config(), tmp_path / "read", NAMED)
+        read.judged()
+    monkeypatch.setenv("TFBIG_CACHE_GB", "0")
+    in_memory, _ = _fit(_config(), tmp_path / "in_memory", NAMED)
+    np.testing.assert_array_equal(_weights(read.network), _weights(computed.network))
+    np.testing.assert_array_equal(_weights(in_memory.network), _weights(computed.network))
+
+
+def test_a_dry_run_and_data_without_a_fingerprint_leave_no_features(
+    tmp_path: Path, feature_cache_folder: Path
+) -> None:
+    with runtime(strategy="none", precision="float32", seed=0) as strategy:
+        for task, config in ((NAMED, dataclasses.replace(_config(), dry_run=True)), (TASK, _config())):
+            assert assemble(task, config, task.load(config), strategy).learner.network.name == "head"
+    assert not feature_cache_folder.exists()
+
+
+def _darkened(config: RunConfig, spec: DataSpec) -> Augment:
+    """Draws nothing, so that views and live augmentation have to agree."""
+    return lambda batch, seed: batch._replace(x=batch.x * 0.5)
+
+
+def test_views_that_draw_nothing_equal_live_augmentation(tmp_path: Path) -> None:
+    task = dataclasses.replace(NAMED, augment=_darkened)
+    views = dataclasses.replace(_config(), adapt=AdaptConfig(mode="head", cached_views=2))
+    cached, ledger = _fit(views, tmp_path / "cached", task)
+    live, ledger_live = _fit(_config(), tmp_path / "live", task)
+    assert cached.learner.network is not cached.network and live.learner.network is live.network
+    np.testing.assert_allclose(_weights(cached.network), _weights(live.network), atol=1e-5)
+    for ours, theirs in zip(ledger.history, ledger_live.history, strict=True):
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
+
+
+def test_views_without_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembling, "_FEATURE_MEMORY_BYTES", 0)
+    monkeypatch.setenv("TFBIG_CACHE_GB", "0")
+    task = dataclasses.replace(NAMED, augment=_darkened)
+    views = dataclasses.replace(_config(), adapt=AdaptConfig(mode="head", cached_views=2))
+    with runtime(strategy="none", precision="float32", seed=0) as strategy:
+        with pytest.raises(UsageError, match="cached_views 2"):
+            assemble(task, views, task.load(views), strategy)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _run_canaries(
         rule,
         assembly.objective.losses,
         learner.network,
-        labels=assembly.train.labels,
+        labels=assembly.splits.train.labels,
         num_canaries=num_canaries,
         plan=_plan(assembly, config, claim, num_canaries),
         checkpoints=sorted({early, steps}),
@@ -202,10 +202,12 @@ def _plan(assembly: Assembly, config: RunConfig, claim: Claim, num_canaries: int
     """The run's way of drawing batches, over several times as many examples where there are more canaries."""
     from tfbig.data.sampling import PoissonPlan
     from tfbig.data.splits import IndexPlan
+    from tfbig.data.views import ViewPlan
 
     times = -(-num_canaries // claim.mechanism.num_examples)
-    num_examples, batch_size = times * len(assembly.train), times * config.data.batch_size
-    secret, size = cast(PoissonPlan | IndexPlan, assembly.plan).seed, assembly.physical_batch_size
+    num_examples, batch_size = times * len(assembly.splits.train), times * config.data.batch_size
+    drawn = assembly.plan.plan if isinstance(assembly.plan, ViewPlan) else assembly.plan
+    secret, size = cast(PoissonPlan | IndexPlan, drawn).seed, assembly.physical_batch_size
     if config.dp.sampling == "poisson":
         return PoissonPlan(num_examples, batch_size, size, secret)
     return IndexPlan(num_examples, batch_size, seed=secret, multiple=size)

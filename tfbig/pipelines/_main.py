@@ -175,8 +175,9 @@ def _judge(
     from tfbig.training.tensorboard import write_picture
 
     splits = assembly.splits
+    network, test = assembly.judged()
     evaluation = evaluate(
-        assembly.network, splits.test, splits.spec, batch_size=assembly.physical_batch_size, seed=config.runtime.seed
+        network, test, splits.spec, batch_size=assembly.physical_batch_size, seed=config.runtime.seed
     )
     run_directory.write_json("evaluation.json", evaluation.report)
     write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)

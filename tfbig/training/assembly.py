@@ -7,7 +7,9 @@ plain arguments.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +20,7 @@ import tensorflow as tf
 from tfbig.config import RunConfig
 from tfbig.data.sampling import Plan, PoissonPlan, padded_length
 from tfbig.data.splits import Augment, IndexPlan, Split, Splits
+from tfbig.data.views import ViewPlan, augmented
 from tfbig.errors import UsageError
 from tfbig.gradients.private.mechanism import Accountant
 from tfbig.gradients.private.rule import PrivateRule, private
@@ -25,8 +28,10 @@ from tfbig.gradients.rule import GradientRule, clipped, mean_gradient
 from tfbig.networks.adapters import split_frozen
 from tfbig.networks.fused import fused
 from tfbig.objectives.supervised import Objective
-from tfbig.training import features, private_state
+from tfbig.training import feature_cache, features, private_state
 from tfbig.training.callbacks import Monitor
+from tfbig.training.feature_cache import FeatureCache
+from tfbig.training.feature_key import Origin
 from tfbig.training.learner import Learner
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
 from tfbig.training.privacy import Privacy, plan_privacy
@@ -35,7 +40,8 @@ from tfbig.training.task import Task
 
 log = logging.getLogger(__name__)
 
-_FEATURE_CACHE_BYTES = 4 * 2**30
+# Features that may be held in memory where they cannot be kept on the disk.
+_FEATURE_MEMORY_BYTES = 4 * 2**30
 # Images that a frozen trunk sees at once; what trains on its features may take far larger batches.
 _TRUNK_BATCH_SIZE = 64
 
@@ -51,10 +57,11 @@ class Assembly:
         train: What the learner trains on: `splits.train`, or its cached features.
         validation: Likewise; None where there is no validation split.
         plan: Which examples each step sees.
-        augment: Changes each training batch, or None.
+        augment: Changes each training batch, or None; what is cached is augmented already.
         objective: What is minimised.
         physical_batch_size: Examples computed at once, over all devices.
         privacy: What a private run promises; None where training is not private.
+        test_features: Computes the test examples' features, or reads them; None where they are not cached.
     """
 
     network: keras.Model
@@ -67,6 +74,13 @@ class Assembly:
     objective: Objective
     physical_batch_size: int
     privacy: Privacy | None = None
+    test_features: Callable[[], Split] | None = None
+
+    def judged(self) -> tuple[keras.Model, Split]:
+        """A network and test examples as it takes them: `network`, or the part of it behind the cached features."""
+        if self.test_features is None:
+            return self.network, self.splits.test
+        return self.learner.network, self.test_features()
 
 
 def assemble(
@@ -91,8 +105,14 @@ def assemble(
     with strategy.scope():
         network = fused(task.build(config, splits.spec))
         splits = task.prepare(splits, network)
-        trunk, trained = (None, network) if augment is not None else _split(network, splits)
+        cache = _cache(config, splits)
+        num_views = config.adapt.cached_views if augment is not None else 0
+        is_live = augment is not None and not num_views
+        trunk, trained = (None, network) if is_live else _split(network, splits, cache, max(num_views, 1))
         plan = _plan(config, len(splits.train), physical_batch_size, secret)
+        if num_views:
+            _refuse_uncached(trunk, config)
+            plan = ViewPlan(plan, num_views)
         optimizer = _optimizer(config, trained, plan)
         optimizer.build(trained.trainable_variables)
         # Before any example is read: it refuses networks that cannot be trained privately.
@@ -100,16 +120,33 @@ def assemble(
         rule = _rule(config, trained, objective, splits, optimizer, privacy, secret, at_once)
         if isinstance(rule, PrivateRule) and privacy is not None:
             privacy = _described(privacy, config, rule, trained, has_trunk=trunk is not None)
-        train, validation = splits.train, splits.validation
+        train, validation, test_features = splits.train, splits.validation, None
         if trunk is not None:
             num_images = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
-            train = features.extract(trunk, train, batch_size=num_images)
-            validation = validation and features.extract(trunk, validation, batch_size=num_images)
+            train = _train_features(trunk, config, splits, augment, num_images, cache)
+            augment = None
+            if validation is not None:
+                origin = _origin(config, splits, "validation")
+                validation = features.extract(trunk, validation, batch_size=num_images, cache=cache, origin=origin)
+            if cache is not None and cache.has_room(len(splits.test) * trained.input_shape[-1] * 4):
+                origin = _origin(config, splits, "test")
+                test_features = functools.partial(
+                    features.extract, trunk, splits.test, batch_size=num_images, cache=cache, origin=origin
+                )
         learner = Learner(trained, objective, rule)
         learner.compile(optimizer=optimizer, jit_compile=config.runtime.jit_compile)
     return Assembly(
-        network, learner, splits, train, validation, plan, augment, objective, physical_batch_size, privacy
-    )
+        network, learner, splits, train, validation, plan, augment, objective, physical_batch_size, privacy,
+        test_features,
+    )  # fmt: skip
+
+
+def _refuse_uncached(trunk: keras.Model | None, config: RunConfig) -> None:
+    if trunk is None:
+        raise UsageError(
+            f"--adapt.cached_views {config.adapt.cached_views} needs a backbone that gives the same features each time "
+            f"and room for them, on the disk ({feature_cache.LIMIT_VARIABLE}) or in memory; give fewer views, or 0."
+        )
 
 
 def _physical_batch_size(config: RunConfig, num_replicas: int) -> int:
@@ -126,14 +163,47 @@ def _physical_batch_size(config: RunConfig, num_replicas: int) -> int:
     return size
 
 
-def _split(network: keras.Model, splits: Splits) -> tuple[keras.Model | None, keras.Model]:
-    """A frozen trunk and the rest, where the trunk's features fit in memory."""
+def _cache(config: RunConfig, splits: Splits) -> FeatureCache | None:
+    """The user's cache; None for a dry run, which writes nothing, and for data that nobody can tell from other data."""
+    return None if config.dry_run or not splits.manifest.get("fingerprint") else feature_cache.from_environment()
+
+
+def _origin(config: RunConfig, splits: Splits, role: str) -> Origin:
+    about = f"{config.model.backbone} on {config.data.source}"
+    return Origin(str(splits.manifest.get("fingerprint", "")), role, about)
+
+
+def _train_features(
+    trunk: keras.Model,
+    config: RunConfig,
+    splits: Splits,
+    augment: Augment | None,
+    batch_size: int,
+    cache: FeatureCache | None,
+) -> Split:
+    """Features of the training examples, or of all their views."""
+    origin = _origin(config, splits, "train")
+    if augment is None:
+        return features.extract(trunk, splits.train, batch_size=batch_size, cache=cache, origin=origin)
+    seed = config.runtime.seed
+    numbers = range(config.adapt.cached_views)
+    views = [augmented(splits.train, augment, seed=seed, view=number) for number in numbers]
+    # All of the job's options, for only the job knows which of them augment.
+    texts = [f"view {number} of seed {seed}, {config.options!r}" for number in numbers]
+    origins = [dataclasses.replace(origin, role=f"train view {i}", augmentation=text) for i, text in enumerate(texts)]
+    return features.extract_views(trunk, views, batch_size=batch_size, cache=cache, origins=origins)
+
+
+def _split(
+    network: keras.Model, splits: Splits, cache: FeatureCache | None, num_views: int
+) -> tuple[keras.Model | None, keras.Model]:
+    """A frozen trunk and the rest, where the trunk's features can be kept on the disk or in memory."""
     trunk, rest = split_frozen(network)
     if trunk is None:
         return None, network
-    num_examples = len(splits.train) + (len(splits.validation) if splits.validation else 0)
+    num_examples = num_views * len(splits.train) + (len(splits.validation) if splits.validation else 0)
     needed = num_examples * rest.input_shape[-1] * 4
-    if needed > _FEATURE_CACHE_BYTES:
+    if needed > _FEATURE_MEMORY_BYTES and not (cache and cache.has_room(needed)):
         log.info("features would take %.1f GiB, so each epoch computes them again", needed / 2**30)
         return None, network
     return trunk, rest

@@ -39,6 +39,21 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         "--adapt.statistics updated changes a backbone that --adapt.mode head and lora keep; leave it out.",
     ),
     (
+        lambda c: c.adapt.cached_views > 0 and c.adapt.mode != "head",
+        "--adapt.cached_views keeps features of a frozen backbone, and only --adapt.mode head has one; give it too, or "
+        "leave --adapt.cached_views out.",
+    ),
+    (
+        lambda c: c.adapt.cached_views > 0 and getattr(c.options, "augment", None) == "",
+        "--adapt.cached_views keeps augmented pictures, and nothing augments them; give --options.augment flip,crop "
+        "with it, or leave it out.",
+    ),
+    (
+        lambda c: c.adapt.cached_views > 0 and _mixes_examples(c),
+        "--adapt.cached_views keeps each picture by itself, and --options.augment mixup and cutmix mix the pictures of "
+        "a step; take augmentations of single pictures, such as flip,crop.",
+    ),
+    (
         lambda c: c.runtime.jit_compile and c.runtime.strategy == "mirrored",
         "--runtime.jit_compile does not work under --runtime.strategy mirrored on several CPU devices; leave one out.",
     ),

@@ -148,10 +148,10 @@ def _begin_privately(
     privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDirectory, *, has_begun: bool
 ) -> None:
     """Keeps the run's secret, and charges the dataset's budget before the first step."""
-    if len(assembly.train) != privacy.mechanism.num_examples:
+    if len(assembly.splits.train) != privacy.mechanism.num_examples:
         raise UsageError(
             f"The data's spec says {privacy.mechanism.num_examples} training examples, but there are "
-            f"{len(assembly.train)}, so the privacy would be counted wrongly; mend num_train in the job's load."
+            f"{len(assembly.splits.train)}, so the privacy would be counted wrongly; mend num_train in the job's load."
         )
     if privacy.state.secret is None:
         raise EnvironmentFault(
