@@ -80,6 +80,8 @@ def test_the_record_is_complete() -> None:
     assert {"audit.json", "audit.html",
             "metrics.jsonl", "tensorboard/", "checkpoints/", "evaluation.json", "predictions.csv", "report.html",
             "data_manifest.json"} == set(NOT_PRIVATE_FILES)  # fmt: skip
+    with_ledger = _record(POISSON, ledger="budget.json")["not_private_files"]
+    assert set(with_ledger) == {*NOT_PRIVATE_FILES, "budget.json"} and "hash" in with_ledger["data_manifest.json"]
     assert record["clipping"] == "fixed"
     adaptive = _record(POISSON, adaptive_clipping={"target_quantile": 0.5})
     assert (adaptive["clipping"], adaptive["clipping_parameters"]) == ("adaptive", {"target_quantile": 0.5})

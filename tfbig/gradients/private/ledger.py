@@ -7,7 +7,8 @@ every run allows it, else RDP for all of them together, always in the zero-out r
 accounting, used by training; ledger_file.py reads and writes. Imports no TensorFlow.
 
 What it does not do: find out that two datasets overlap whose source and content both differ; protect the file from
-its owner; count runs that were started without it. The settings of each run are taken as chosen without looking at
+its owner; count runs that were started without it. The file is not to be published: it holds hashes of the datasets'
+contents, on which whoever knows all examples but one can try the last one. A key in the same file would not help. The settings of each run are taken as chosen without looking at
 the outcome of earlier ones; bounds for settings chosen adaptively (privacy odometers) are wider.
 """
 

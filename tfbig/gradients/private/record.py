@@ -22,10 +22,11 @@ NOT_PRIVATE_FILES = {
     "evaluation.json": "figures computed on examples without noise",
     "predictions.csv": "names and labels of examples",
     "report.html": "names, labels and pictures of examples",
-    "data_manifest.json": "exact counts, and names of files",
+    "data_manifest.json": "exact counts, names of files, and a hash of all examples",
     "audit.json": "membership figures computed on the training examples without noise",
     "audit.html": "the same",
 }
+_LEDGER_HOLDS = "a hash of the contents of all examples"
 _NEIGHBOURS = {
     "add_or_remove_one": "adding or removing one training example",
     "replace_special": "replacing one training example by one whose gradient is zero",
@@ -99,7 +100,7 @@ def privacy_record(
         "trained_variables": list(trained_variables),
         "ledger": ledger,
         "not_covered": _not_covered(mechanism, delta, chosen_on_validation, public_parts, ledger),
-        "not_private_files": dict(NOT_PRIVATE_FILES),
+        "not_private_files": {**NOT_PRIVATE_FILES, **({} if ledger is None else {ledger: _LEDGER_HOLDS})},
         "statement": _statement(
             mechanism,
             num_steps,
