@@ -51,7 +51,7 @@ class Privacy:
         affordable_steps: Steps that the run's budget allows, at most those planned.
         state: The run's secret and name.
         described: What dp.json says beside the figures: trained_variables, engine, adaptive_clipping,
-            chosen_on_validation and public_parts, as `privacy_record` takes them.
+            chosen_on_validation, drawn_splits, is_limited and public_parts, as `privacy_record` takes them.
     """
 
     mechanism: Mechanism

@@ -94,10 +94,19 @@ def test_what_is_not_covered_depends_on_what_was_done() -> None:
     assert "validation" not in plain and "backbone" not in plain and "compared to choose" in plain
     chosen = " ".join(_record(POISSON, chosen_on_validation=["early stopping"], public_parts=["the LoRA base"],
                               ledger="budget.json")["not_covered"])  # fmt: skip
-    assert "Early stopping: chosen on a validation split" in chosen and "The LoRA base: not trained" in chosen
+    assert "Early stopping: chosen on a validation split that was given" in chosen and "The LoRA base: not trained" in chosen
     assert "compared to choose" not in chosen and "outside of the ledger" in chosen
     assert "publishing one example outright" in " ".join(_record(POISSON, delta=2e-5)["not_covered"])
     assert "publishing one example outright" not in plain
+
+
+def test_what_a_public_seed_drew_is_said_to_be_fixed() -> None:
+    given = " ".join(_record(POISSON, chosen_on_validation=["the best epoch"])["not_covered"])
+    assert "taken as fixed" not in given and "drawn from the private data" not in given
+    drawn = " ".join(_record(POISSON, chosen_on_validation=["the best epoch"], drawn_splits=["validation", "test"],
+                             is_limited=True)["not_covered"])  # fmt: skip
+    assert "The draw of the validation split and the test split and what --data.limit keeps: taken as fixed" in drawn
+    assert "The best epoch: chosen on a validation split that was drawn from the private data" in drawn
 
 
 def test_without_noise_nothing_is_promised() -> None:
