@@ -82,6 +82,8 @@ def test_the_record_is_complete() -> None:
             "data_manifest.json"} == set(NOT_PRIVATE_FILES)  # fmt: skip
     with_ledger = _record(POISSON, ledger="budget.json")["not_private_files"]
     assert set(with_ledger) == {*NOT_PRIVATE_FILES, "budget.json"} and "hash" in with_ledger["data_manifest.json"]
+    # The secret is erased at the end; the metrics stay.
+    assert "exact metrics" in NOT_PRIVATE_FILES["checkpoints/"] and "until" in NOT_PRIVATE_FILES["checkpoints/"]
     assert record["clipping"] == "fixed"
     adaptive = _record(POISSON, adaptive_clipping={"target_quantile": 0.5})
     assert (adaptive["clipping"], adaptive["clipping_parameters"]) == ("adaptive", {"target_quantile": 0.5})

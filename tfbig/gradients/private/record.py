@@ -18,7 +18,10 @@ UNIT = "one training example"
 NOT_PRIVATE_FILES = {
     "metrics.jsonl": "the loss and metrics on the training examples",
     "tensorboard/": "the loss and metrics on the training examples",
-    "checkpoints/": "the secret seed of the noise: whoever has it can subtract the noise",
+    "checkpoints/": (
+        "exact metrics on the training examples and, until the run has ended, the secret: whoever has it can subtract "
+        "the noise"
+    ),
     "evaluation.json": "figures computed on examples without noise",
     "predictions.csv": "names and labels of examples",
     "report.html": "names, labels and pictures of examples",
@@ -197,7 +200,7 @@ def _not_covered(mechanism: Mechanism, delta: float) -> list[str]:
         "are taken to be public.",
         "Several examples of one person, or copies of one example: the unit is one training example.",
         "The noise is drawn in floating point from a counter-based generator, not from an ideal Gaussian; and the "
-        "promise ends where the seed, which checkpoints/ hold, is known.",
+        "promise ends where the secret, which checkpoints/ hold until the run has ended, is known.",
     ]
 
 
