@@ -85,7 +85,10 @@ class Monitor:
 
 
 class Progression(keras.callbacks.Callback):
-    """Moves the ledger on, writes metrics.jsonl, and stops when patience has run out. Comes first."""
+    """Moves the ledger on, writes metrics.jsonl, and stops when patience has run out.
+
+    Comes before whatever reads the ledger; only what checks or adds to an epoch's figures comes before it.
+    """
 
     def __init__(self, ledger: Ledger, monitor: Monitor, run: RunDirectory) -> None:
         super().__init__()
@@ -258,8 +261,9 @@ class Signals:
 
 
 class Saver(keras.callbacks.Callback):
-    """Writes checkpoints: at each epoch's end, every so often within one, and when a signal asks to stop. Comes last.
+    """Writes checkpoints: at each epoch's end, every so often within one, and when a signal asks to stop.
 
+    Comes after whatever changes what is saved; only the guard of a privacy budget, which saves through it, is behind.
     The last step of an epoch is left to the epoch's end: a checkpoint between the two would have nothing to go on
     with in that epoch.
 

@@ -1,7 +1,7 @@
 """Features of a frozen trunk, computed once, so that each epoch trains only what is trained.
 
 Right only where the trunk gives the same features for an example each time: it is frozen, runs in
-inference mode, and nothing augments its inputs. `fit.py` decides that.
+inference mode, and nothing augments its inputs. `assembly.py` decides that.
 """
 
 from __future__ import annotations

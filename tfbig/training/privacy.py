@@ -1,6 +1,6 @@
 """The privacy of one run: what is planned, what is spent after each step, and where the budget ends.
 
-Made by fit.py for a private run; a callback shows it live and stops the run in time. The figures are those of
+Made by assembly.py for a private run; a callback shows it live and stops the run in time. The figures are those of
 gradients/private/accounting.py.
 """
 
@@ -229,7 +229,7 @@ class PrivacyMeter(keras.callbacks.Callback):
 
 
 class BudgetGuard(keras.callbacks.Callback):
-    """Stops the run at the last step that its budget allows. Comes last."""
+    """Stops the run at the last step that its budget allows. Comes last, after the Saver."""
 
     def __init__(self, privacy: Privacy, ledger: Ledger, saver: Saver) -> None:
         super().__init__()

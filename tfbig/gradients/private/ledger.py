@@ -84,7 +84,8 @@ class BudgetLedger:
         """Charges a run before it starts; a run that is charged already (a resume) only for the steps it lacks.
 
         Args:
-            run_id: Names the run over its resumes; drawn anew whenever a run begins at step 0, in an old folder too.
+            run_id: Names the run over its resumes; drawn with its secret, and kept as long. So a run that was killed
+                before its first checkpoint goes on as the same, and one trained anew in an old folder is another.
             run_dir: Where it is, for the reader of the ledger.
             dataset: The source of the data, as the user wrote it.
             fingerprint: Of the data's content; empty where it is not known. A dataset is the same where the source
