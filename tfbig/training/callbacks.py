@@ -134,7 +134,17 @@ class Progression(keras.callbacks.Callback):
 
 
 class DivergenceGuard(keras.callbacks.Callback):
-    """Stops a run whose loss is no longer finite, naming the step."""
+    """Stops a run whose loss is no longer finite, naming the step.
+
+    Args:
+        is_private: Whether training is private, which has a clipping norm of its own.
+    """
+
+    def __init__(self, *, is_private: bool = False) -> None:
+        super().__init__()
+        self._remedies = "--train.warmup_steps 100 or " + (
+            "a lower --dp.l2_norm_clip" if is_private else "--train.clip_norm 1"
+        )
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Looks now and then, so that no step waits for the host."""
@@ -151,7 +161,7 @@ class DivergenceGuard(keras.callbacks.Callback):
         if step != NEVER:
             raise DivergedError(
                 f"The loss stopped being finite at step {step}; try a lower --train.learning_rate (a tenth of it), "
-                "--train.warmup_steps 100 or --train.clip_norm 1."
+                f"{self._remedies}."
             )
 
 

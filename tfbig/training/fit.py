@@ -103,7 +103,8 @@ def _train(
     state: RunState,
 ) -> None:
     """Runs Keras's fit: once for the rest of a half-done epoch, once for all whole ones."""
-    learner, signals, guard = assembly.learner, callbacks.Signals(), callbacks.DivergenceGuard()
+    learner, signals = assembly.learner, callbacks.Signals()
+    guard = callbacks.DivergenceGuard(is_private=assembly.privacy is not None)
     board = _tensorboard(assembly, config, run, ledger)
     meter = None if assembly.privacy is None else PrivacyMeter(assembly.privacy, ledger)
     bar = progress(ledger, num_epochs=config.train.epochs, live=meter.figures if meter else dict)

@@ -225,8 +225,9 @@ def _limit(
     if not written:
         if epsilon is None or delta is None or not (0 < epsilon < math.inf) or not (1e-12 <= delta < 1):
             raise UsageError(
-                f"The privacy ledger does not know {dataset} yet: its limit must be given, an epsilon above 0 (typical "
-                f"values are 1 to 10) and a delta from 1e-12 to below 1; got epsilon {epsilon} and delta {delta}."
+                f"The privacy ledger does not know {dataset} yet: its limit must be given with --dp.ledger_epsilon, "
+                "above 0 (typical values are 1 to 10), at a --dp.delta from 1e-12 to below 1; got epsilon "
+                f"{epsilon} and delta {delta}."
             )
         return float(epsilon), float(delta)
     for name, given, kept in (("epsilon", epsilon, written[0][0]), ("delta", delta, written[0][1])):
