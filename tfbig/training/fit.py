@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 
 from tfbig.config import RunConfig, flatten
+from tfbig.data.sources import resolved
 from tfbig.data.splits import IndexPlan, batches
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.training import callbacks, checkpoints, private_state
@@ -158,8 +159,9 @@ def _begin_privately(
         privacy.charge(
             path,
             run_dir=run.path.resolve(),
-            dataset=config.data.source,
-            fingerprint=str(assembly.splits.manifest.get("fingerprint", "")),
+            dataset=resolved(config.data.source),
+            # Of the whole source: that of the splits depends on the seed and the limit.
+            fingerprint=str(assembly.splits.manifest.get("content", "")),
             limit_epsilon=config.dp.ledger_epsilon,
             has_begun=has_begun,
         )

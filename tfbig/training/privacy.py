@@ -86,8 +86,8 @@ class Privacy:
         Args:
             ledger: File of the budgets.
             run_dir: Of the run.
-            dataset: The source of the data.
-            fingerprint: Of its content.
+            dataset: The source of the data, by the one name that all spellings share.
+            fingerprint: Of its whole content; empty where it is not known.
             limit_epsilon: The dataset's limit, where it is charged for the first time.
             has_begun: Whether the run goes on, and so has a charge already.
 

@@ -87,9 +87,9 @@ class BudgetLedger:
             run_id: Names the run over its resumes; drawn with its secret, and kept as long. So a run that was killed
                 before its first checkpoint goes on as the same, and one trained anew in an old folder is another.
             run_dir: Where it is, for the reader of the ledger.
-            dataset: The source of the data, as the user wrote it.
-            fingerprint: Of the data's content; empty where it is not known. A dataset is the same where the source
-                OR the fingerprint is.
+            dataset: The source of the data, by the one name that all spellings of its path share.
+            fingerprint: Of the whole source's content, before it is split or limited; empty where it is not known. A
+                dataset is the same where the source OR the fingerprint is.
             mechanism: What the run does.
             num_steps: All its steps, those done before a resume with them; at least 1.
             limit_epsilon: The dataset's budget, above 0; it must be given at the first charge and may not change.
@@ -127,6 +127,12 @@ class BudgetLedger:
             if not balance.spent_epsilon <= balance.limit_epsilon:
                 raise GateError(_over_limit(before, balance, asked, self._file.path))
             content.write([*others, after])
+        if others and not same:
+            log.warning(
+                "The privacy ledger %s knows neither the source nor the content of %s, and begins a budget for it beside "
+                "those of %s; where it is a part or a version of one of them, the two budgets add up.",
+                self._file.path, dataset, ", ".join(other.sources[0] for other in others[:3]),
+            )  # fmt: skip
         log.info(
             "Charged to the privacy ledger %s: %s of epsilon %g at delta %g spent or reserved by %d runs.",
             self._file.path, epsilon_in_words(balance.spent_epsilon), balance.limit_epsilon, balance.delta,
