@@ -8,8 +8,9 @@ accounting, used by training; ledger_file.py reads and writes. Imports no Tensor
 
 What it does not do: find out that two datasets overlap whose source and content both differ; protect the file from
 its owner; count runs that were started without it. The file is not to be published: it holds hashes of the datasets'
-contents, on which whoever knows all examples but one can try the last one. A key in the same file would not help. The settings of each run are taken as chosen without looking at
-the outcome of earlier ones; bounds for settings chosen adaptively (privacy odometers) are wider.
+contents, on which whoever knows all examples but one can try the last one; a key in the same file would not help.
+The settings of each run are taken as chosen without looking at the outcome of earlier ones; bounds for settings chosen
+adaptively (privacy odometers) are wider.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ class BudgetLedger:
             content.write([*others, after])
         if others and not same:
             log.warning(
-                "The privacy ledger %s knows neither the source nor the content of %s, and begins a budget for it beside "
-                "those of %s; where it is a part or a version of one of them, the two budgets add up.",
+                "The privacy ledger %s knows neither the source nor the content of %s, and begins a budget for it "
+                "beside those of %s; where it is a part or a version of one of them, the two budgets add up.",
                 self._file.path, dataset, ", ".join(other.sources[0] for other in others[:3]),
             )  # fmt: skip
         log.info(
