@@ -226,10 +226,12 @@ class DpConfig:
     ledger_epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self.target_epsilon is None or self.noise_multiplier is None,
-            "dp.target_epsilon", "given without dp.noise_multiplier, of which it is calibrated", self.target_epsilon,
-        )  # fmt: skip
+        if self.target_epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                f"give one of dp.target_epsilon and dp.noise_multiplier, got {self.target_epsilon:g} and "
+                f"{self.noise_multiplier:g}; a recipe's is taken back with --dp.target_epsilon null or "
+                "--dp.noise_multiplier null."
+            )
         for name in ("target_epsilon", "noise_multiplier", "max_epsilon", "ledger_epsilon", "l2_norm_clip"):
             value = getattr(self, name)
             usual = {"noise_multiplier": "0.5 to 10", "l2_norm_clip": "0.1 to 10"}.get(name, "1 to 8")

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfbig.data import images
+from tfbig.data.sources import resolved
 from tfbig.data.splits import Split, Splits
 from tfbig.errors import DataError, UsageError
 
@@ -88,6 +89,23 @@ def test_neither_place_nor_order_of_files_matters(
     assert _names(first) == _names(second)
     assert first.manifest["fingerprint"] == second.manifest["fingerprint"]
     assert all(len(names) <= 5 for names in _names(first).values())
+
+
+def test_a_source_is_known_by_its_place_and_its_content(
+    load: Load, class_folder: ClassFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = class_folder({"a": 12, "b": 12})
+    moved = shutil.copytree(root, tmp_path / "elsewhere")
+    content = load(f"folder:{root}").manifest["content"]
+    assert load(f"folder:{moved}", limit=5, seed=3).manifest["content"] == content
+    (moved / "a" / "000.png").unlink()
+    assert load(f"folder:{moved}").manifest["content"] != content
+    monkeypatch.chdir(root)
+    (tmp_path / "link").symlink_to(root)
+    for spelling in (root, "../pictures", ".", f"{root}/", tmp_path / "link", f"{root}/a/.."):
+        assert resolved(f"folder:{spelling}") == f"folder:{root.resolve()}"
+    assert resolved("csv:~/t.csv") == f"csv:{Path.home().resolve()}/t.csv"
+    assert [resolved(name) for name in ("digits", "tfds:cifar10", "folder:")] == ["digits", "tfds:cifar10", "folder:"]
 
 
 @pytest.mark.parametrize("train, validation, test", [("train", "val", "test"), ("Training", "dev", "testing")])

@@ -23,6 +23,7 @@ def run_dir(tmp_path):
         "status.json": {"state": "done", "started": "2026-01-01T00:00:00+00:00"},
         "evaluation.json": report,
         "data_manifest.json": {
+            "fingerprint": "f1d0",
             "splits": {"test": {"origin": "given", "examples": 4, "per_class": {"猫": 2, "a|b": 2}}},
             "duplicates": {"within": {"test": 0}, "across": {"train/test": 7}},
         },
@@ -105,6 +106,12 @@ def test_a_private_runs_card_says_what_dp_json_says(run_dir):
     for file in record["not_private_files"]:
         assert file in plain
     assert "Covered: 2 variables" in plain
+
+
+def test_a_private_runs_card_confirms_no_guess_at_an_example(run_dir):
+    assert "Fingerprint: f1d0" in card(run_dir)
+    (run_dir / "dp.json").write_text(json.dumps(_private_record()))
+    assert "f1d0" not in card(run_dir) and "ingerprint" not in card(run_dir)
 
 
 def test_a_card_credits_a_shuffled_run_no_amplification(run_dir):

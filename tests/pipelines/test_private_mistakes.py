@@ -58,7 +58,8 @@ def _refusal(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([*NOISE, "--dp.target_epsilon", "3"], "dp.target_epsilon must be given without dp.noise_multiplier"),
+        ([*NOISE, "--dp.target_epsilon", "3"], "give one of dp.target_epsilon and dp.noise_multiplier, got 3 and 1"),
+        (["--config", "cifar10_private", *NOISE], "a recipe's is taken back with --dp.target_epsilon null"),
         (["--dp.target_epsilon", "0"], "dp.target_epsilon must be above 0"),
         (["--dp.target_epsilon", "-1"], "dp.target_epsilon must be above 0"),
         (["--dp.target_epsilon", "inf"], "--dp.target_epsilon must be NUMBER"),
@@ -179,6 +180,11 @@ def test_examples_are_counted_and_not_believed(said: int, tmp_path: Path, capsys
     assert not ledger.exists() and not list((tmp_path / "run").rglob("*.npz"))
 
 
+def test_a_recipes_epsilon_is_taken_back() -> None:
+    dp = parse(TASK, ["--config", "cifar10_private", "--dp.target_epsilon", "null", *NOISE]).dp
+    assert (dp.target_epsilon, dp.noise_multiplier) == (None, 1.0)
+
+
 def _corrupt(path: Path) -> None:
     path.write_text('{"version": 1, "data')
 
@@ -227,4 +233,4 @@ def test_a_locked_ledger_stops_a_run(
 def test_a_new_dataset_needs_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ledger = tmp_path / "ledger.json"
     code, sentence = _refusal([*HEAD, "--dp.ledger", str(ledger)], tmp_path / "run", capsys)
-    assert code == 2 and "its limit must be given" in sentence and not ledger.exists()
+    assert code == 2 and "its limit must be given with --dp.ledger_epsilon" in sentence and not ledger.exists()

@@ -24,6 +24,7 @@ import tensorflow as tf
 import yaml
 from dp_accounting import pld
 
+from tfbig.data.images import png_bytes
 from tfbig.data.sampling import PoissonPlan
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.pipelines._command_line import parse, to_yaml
@@ -531,6 +532,38 @@ def test_the_last_of_three_runs_is_refused(arguments: Callable[..., list[str]], 
     assert not list((tmp_path / "three").rglob("*.npz")) and not (tmp_path / "three" / "dp.json").exists()
     # What is there is answered without a charge.
     assert _command(words).exit_code == 0 and ledger.read_bytes() == before
+
+
+def test_what_is_refused_to_train_anew_loses_nothing(
+    finished: tuple[Path, list[str], Outcome], tmp_path: Path
+) -> None:
+    run_dir, words, _ = finished
+    copy, ledger = Path(shutil.copytree(run_dir, tmp_path / "run")), tmp_path / "ledger.json"
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    outcome = _command([*words, "--run_dir", str(copy), "--resume", "never", "--dp.ledger", str(ledger),
+                        "--dp.ledger_epsilon", "2"])  # fmt: skip
+    assert outcome.exit_code == 6 and "does not allow this run" in outcome.err, outcome.err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before and not ledger.exists()
+
+
+@pytest.mark.slow
+def test_the_same_pictures_have_one_budget(
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(60):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png_bytes(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)))
+    monkeypatch.chdir(tmp_path)
+    ledger = tmp_path / "ledger.json"
+    more = [*HEAD, "--dp.target_epsilon", "5", "--train.epochs", "1", "--data.batch_size", "16",
+            "--dp.ledger", str(ledger)]  # fmt: skip
+    first = _command(arguments(tmp_path / "one", *more, "--data.source", "folder:photos", "--dp.ledger_epsilon", "6"))
+    assert first.exit_code == 0, first.err
+    for place in (f"{tmp_path}/../{tmp_path.name}/photos/", shutil.copytree("photos", "copy")):
+        again = _command(arguments(tmp_path / f"of_{Path(place).name}", *more, "--data.source", f"folder:{place}",
+                                   "--runtime.seed", "5", "--data.limit", "30"))  # fmt: skip
+        assert again.exit_code == 6 and "spent or reserved by 1 runs" in again.err, again.err
 
 
 def test_patience_that_ends_a_run_gives_back(arguments: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What fit assembles, on a job small enough to check by hand."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.config import AdaptConfig, DataConfig, RunConfig, TrainConfig
+from tfbig.config import AdaptConfig, DataConfig, DpConfig, RunConfig, TrainConfig
 from tfbig.data.splits import Augment, DataSpec, IndexPlan, Splits, array_split, batches
 from tfbig.errors import DivergedError, UsageError
 from tfbig.networks import adapters, heads, scratch
@@ -223,6 +224,36 @@ def test_patience_needs_a_validation_split(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="validation"):
             assemble(no_validation, config, no_validation.load(config), strategy)
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize("origin", ["given", "drawn from train", None])
+def test_a_private_run_says_what_validation_chose_and_where_it_is_from(origin: str | None) -> None:
+    config = dataclasses.replace(_config(keep="best"), dp=DpConfig(noise_multiplier=1.0))
+    manifest = {"limit": 70, "splits": {"test": {"origin": "given"}, "validation": {"origin": origin}}}
+    splits = dataclasses.replace(TASK.load(config), manifest=manifest if origin else {})
+    if origin is None:
+        splits = dataclasses.replace(splits, validation=None)
+    with runtime(strategy="none", precision="float32", seed=0) as strategy:
+        described = assemble(TASK, config, splits, strategy).privacy.described
+    # Without a validation split the last epoch is kept, and what nothing is known of counts as drawn.
+    expected = {"given": (["the best epoch"], [], True), "drawn from train": (["the best epoch"], ["validation"], True),
+                None: ([], ["test"], False)}  # fmt: skip
+    shown = (described["chosen_on_validation"], described["drawn_splits"], described["is_limited"])
+    assert shown == expected[origin]
+
+
+def test_a_dataset_is_charged_by_its_place_and_its_whole_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dp = DpConfig(noise_multiplier=2.0, ledger="ledger.json", ledger_epsilon=90.0)
+    config = dataclasses.replace(_config(), data=DataConfig(source="folder:./a/..", batch_size=16), dp=dp)
+    manifest = {"content": "of all", "fingerprint": "of the splits"}
+    splits = dataclasses.replace(TASK.load(config), manifest=manifest)
+    with open_run(tmp_path / "run") as run, runtime(strategy="none", precision="float32", seed=0) as strategy:
+        fit.begin_anew(assemble(TASK, config, splits, strategy), config, run)
+    [budget] = json.loads((tmp_path / "ledger.json").read_text())["datasets"]
+    assert (budget["sources"], budget["fingerprints"]) == ([f"folder:{tmp_path.resolve()}"], ["of all"])
 
 
 def test_monitor_prefers_the_first_of_equals_and_counts_from_it() -> None:

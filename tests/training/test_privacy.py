@@ -3,14 +3,16 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tensorflow as tf
 
-from tfbig.errors import GateError, UsageError
+from tfbig.errors import DivergedError, GateError, UsageError
 from tfbig.gradients.private.accounting import epsilon
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.training import privacy
-from tfbig.training.callbacks import Ledger
+from tfbig.training.callbacks import DivergenceGuard, Ledger
 from tfbig.training.privacy import BudgetGuard, BudgetSpent, Privacy, PrivacyMeter, plan_privacy
 from tfbig.training.private_state import PrivateState
 
@@ -169,6 +171,15 @@ def test_the_guard_saves_and_stops_at_the_last_step_of_the_budget(steps: int) ->
 def test_the_guard_leaves_a_run_alone_that_ends_within_its_budget() -> None:
     whole = _plan(num_steps=30)
     assert _stops_at(_plan(num_steps=30, max_epsilon=whole.epsilon(30)), num_epochs=3) == (None, 0)
+
+
+def test_what_diverged_is_offered_what_its_run_may_use() -> None:
+    for is_private, remedy in ((True, "--dp.l2_norm_clip"), (False, "--train.clip_norm")):
+        guard = DivergenceGuard(is_private=is_private)
+        guard.set_model(SimpleNamespace(diverged_at=tf.Variable(3)))
+        with pytest.raises(DivergedError, match="at step 3.*--train.learning_rate") as stopped:
+            guard.check()
+        assert [flag for flag in ("--dp.l2_norm_clip", "--train.clip_norm") if flag in str(stopped.value)] == [remedy]
 
 
 def _charge(plan: Privacy, path: Path, *, has_begun: bool = False, limit_epsilon: float | None = 50.0) -> None:

@@ -45,6 +45,16 @@ def digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
 
 
+def content(digests: Mapping[str, np.ndarray]) -> str:
+    """A hash of the different contents of all splits, whichever split they are in and whatever they are called.
+
+    Args:
+        digests: Role -> (N,) content digests, before any split is drawn or limited.
+    """
+    found = np.unique(np.concatenate(list(digests.values())))
+    return hashlib.blake2b(b"\n".join(found.tolist()), digest_size=16).hexdigest()
+
+
 def inspect(split: Split) -> Inspection:
     """Reads, digests and decodes every example, as training will."""
 
@@ -95,7 +105,7 @@ def manifest(
         digests: Role -> (N,) their content digests.
         class_names: Names in the order of the labels.
         origins: Role -> "given" or "drawn from train".
-        settings: The source, fractions, limit and seed, as they were asked for.
+        settings: The source, fractions, limit and seed, as they were asked for, and the `content` of the whole.
         unreadable: Name -> reason of the files that were left out.
         ignored: Files that are no examples.
 

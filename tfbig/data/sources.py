@@ -8,6 +8,7 @@ of steps for every source.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -19,7 +20,7 @@ from tfbig.data import strata
 from tfbig.data.files import read_csv, read_folder
 from tfbig.data.images import png_bytes
 from tfbig.data.listing import Listing, class_order, quoted
-from tfbig.data.manifest import digest, inspect, manifest
+from tfbig.data.manifest import content, digest, inspect, manifest
 from tfbig.data.splits import DataSpec, Split, Splits
 from tfbig.data.tfrecords import read_tfds
 from tfbig.errors import DataError, UsageError
@@ -28,9 +29,18 @@ from tfbig.suggest import nearest
 _logger = logging.getLogger(__name__)
 _ROLES = ("train", "validation", "test")
 _SOURCES = ("digits", "tfds:NAME", "folder:PATH", "csv:PATH")
+_KINDS_OF_PATHS = ("folder", "csv")
 _MOST_VALIDATION = 2500
 # Each draw has its own stream of random numbers, so that one does not shift the others.
 _STREAMS = {"test": 1, "validation": 2, "limit": 3}
+
+
+def resolved(source: str) -> str:
+    """The source by the one name that all spellings of its path share; other kinds than folder: and csv: as it is."""
+    kind, _, where = source.partition(":")
+    if kind not in _KINDS_OF_PATHS or not where:
+        return source
+    return f"{kind}:{os.path.realpath(os.path.expanduser(where))}"
 
 
 def load_images(
@@ -94,6 +104,7 @@ def load_images(
         hint = nearest(kind, [known.partition(":")[0] for known in _SOURCES])
         raise UsageError(f"data.source must be one of {', '.join(_SOURCES)}, got {source!r}.{hint}")
     splits, digests, unreadable = _readable(source, listing, on_bad)
+    whole = content(digests)
     _check_classes(source, splits["train"], listing)
     fractions = {"test": test_fraction, "validation": validation_fraction}
     splits, digests = _with_drawn(source, listing, splits, digests, fractions, seed)
@@ -103,6 +114,7 @@ def load_images(
         _check_limit(limit, splits, listing)
     settings = {
         "source": source,
+        "content": whole,
         "seed": seed,
         "limit": limit,
         "fractions": {role: fraction for role, fraction in fractions.items() if role not in listing.splits},

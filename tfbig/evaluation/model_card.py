@@ -124,7 +124,9 @@ def _data(record: RunRecord) -> list[str]:
         facts = mapping(split)
         rows.append([_plain(role), _stated(facts.get("examples"), _NOT_MEASURED), spread, _stated(facts.get("origin"))])
     lines += _table(["split", "examples", "examples a class", "origin"], rows)
-    lines += ["", f"Fingerprint: {_stated(record.manifest.get('fingerprint'))}."]
+    if not record.privacy:
+        # Of a private run nobody may learn it: whoever knows all examples but one could try the last one on it.
+        lines += ["", f"Fingerprint: {_stated(record.manifest.get('fingerprint'))}."]
     warnings = [f"- {_plain(warning)}" for warning in record.data_warnings()]
     return [*lines, "", *(warnings or ["No identical files across splits and no unreadable ones were found."])]
 

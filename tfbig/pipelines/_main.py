@@ -102,10 +102,12 @@ def run(task: Task, config: RunConfig) -> Outcome:
             how = "stopped at its privacy budget" if finished[1] else "is finished"
             log.warning("%s %s; --resume never trains it again", path, how)
             return finished
+        # With --resume never, what is there is the earlier run's until the folder is cleared.
+        foreign = run_directory.read_json("status.json") if config.resume == "never" else None
         try:
             return _run_in(task, config, run_directory)
         except BaseException as error:
-            if (path / "config.yaml").exists():
+            if (path / "config.yaml").exists() and run_directory.read_json("status.json") != foreign:
                 stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
                 state, reason = "interrupted" if stopped else "failed", str(error) or "interrupted"
                 run_directory.update_status(state, reason=reason, finished=now())
@@ -119,7 +121,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
     from tfbig.training import private_state
     from tfbig.training.assembly import assemble
     from tfbig.training.environment import describe
-    from tfbig.training.fit import fit
+    from tfbig.training.fit import begin_anew, fit
 
     settings = config.runtime
     with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
@@ -130,7 +132,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
         if config.resume == "never":
-            run_directory.clear()
+            begin_anew(assembly, config, run_directory)
         run_directory.update_status("running")
         _refuse_other_data(assembly.splits.manifest, run_directory)
         run_directory.write_text("config.yaml", to_yaml(task, config))

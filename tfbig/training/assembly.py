@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -119,7 +119,7 @@ def assemble(
         at_once = physical_batch_size // strategy.num_replicas_in_sync
         rule = _rule(config, trained, objective, splits, optimizer, privacy, secret, at_once)
         if isinstance(rule, PrivateRule) and privacy is not None:
-            privacy = _described(privacy, config, rule, trained, has_trunk=trunk is not None)
+            privacy = _described(privacy, config, splits, rule, trained, has_trunk=trunk is not None)
         train, validation, test_features = splits.train, splits.validation, None
         if trunk is not None:
             num_images = min(physical_batch_size, padded_length(_TRUNK_BATCH_SIZE, strategy.num_replicas_in_sync))
@@ -274,11 +274,11 @@ def _privacy(config: RunConfig, splits: Splits, state: PrivateState) -> Privacy:
 
 
 def _described(
-    privacy: Privacy, config: RunConfig, rule: PrivateRule, trained: keras.Model, *, has_trunk: bool
+    privacy: Privacy, config: RunConfig, splits: Splits, rule: PrivateRule, trained: keras.Model, *, has_trunk: bool
 ) -> Privacy:
     """The promise with what dp.json says beside its figures."""
     chosen = []
-    if config.train.keep == "best":
+    if config.train.keep == "best" and splits.validation is not None:
         chosen.append("the best epoch")
     if config.train.early_stopping_patience is not None:
         chosen.append("when to stop")
@@ -289,9 +289,19 @@ def _described(
         "engine": rule.engine.name,
         "adaptive_clipping": rule.bound.parameters,
         "chosen_on_validation": chosen,
+        "drawn_splits": _drawn(splits),
+        "is_limited": splits.manifest.get("limit") is not None,
         "public_parts": ["the weights and statistics that were not trained"] if has_frozen else [],
     }
     return dataclasses.replace(privacy, described=described)
+
+
+def _drawn(splits: Splits) -> list[str]:
+    """Which of validation and test come of the private data; one of unknown origin counts as drawn."""
+    found = {"validation": splits.validation, "test": splits.test}
+    facts = splits.manifest.get("splits")
+    origins = {role: fact.get("origin") for role, fact in facts.items()} if isinstance(facts, Mapping) else {}
+    return [role for role, split in found.items() if split is not None and origins.get(role) != "given"]
 
 
 def _optimizer(config: RunConfig, trained: keras.Model, plan: Plan) -> keras.optimizers.Optimizer:

@@ -85,7 +85,10 @@ class Monitor:
 
 
 class Progression(keras.callbacks.Callback):
-    """Moves the ledger on, writes metrics.jsonl, and stops when patience has run out. Comes first."""
+    """Moves the ledger on, writes metrics.jsonl, and stops when patience has run out.
+
+    Comes before whatever reads the ledger; only what checks or adds to an epoch's figures comes before it.
+    """
 
     def __init__(self, ledger: Ledger, monitor: Monitor, run: RunDirectory) -> None:
         super().__init__()
@@ -131,7 +134,17 @@ class Progression(keras.callbacks.Callback):
 
 
 class DivergenceGuard(keras.callbacks.Callback):
-    """Stops a run whose loss is no longer finite, naming the step."""
+    """Stops a run whose loss is no longer finite, naming the step.
+
+    Args:
+        is_private: Whether training is private, which has a clipping norm of its own.
+    """
+
+    def __init__(self, *, is_private: bool = False) -> None:
+        super().__init__()
+        self._remedies = "--train.warmup_steps 100 or " + (
+            "a lower --dp.l2_norm_clip" if is_private else "--train.clip_norm 1"
+        )
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         """Looks now and then, so that no step waits for the host."""
@@ -148,7 +161,7 @@ class DivergenceGuard(keras.callbacks.Callback):
         if step != NEVER:
             raise DivergedError(
                 f"The loss stopped being finite at step {step}; try a lower --train.learning_rate (a tenth of it), "
-                "--train.warmup_steps 100 or --train.clip_norm 1."
+                f"{self._remedies}."
             )
 
 
@@ -258,8 +271,9 @@ class Signals:
 
 
 class Saver(keras.callbacks.Callback):
-    """Writes checkpoints: at each epoch's end, every so often within one, and when a signal asks to stop. Comes last.
+    """Writes checkpoints: at each epoch's end, every so often within one, and when a signal asks to stop.
 
+    Comes after whatever changes what is saved; only the guard of a privacy budget, which saves through it, is behind.
     The last step of an epoch is left to the epoch's end: a checkpoint between the two would have nothing to go on
     with in that epoch.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 
 from tfbig.config import RunConfig, flatten
+from tfbig.data.sources import resolved
 from tfbig.data.splits import IndexPlan, batches
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.training import callbacks, checkpoints, private_state
@@ -68,6 +69,28 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
     return ledger
 
 
+def begin_anew(assembly: Assembly, config: RunConfig, run: RunDirectory) -> None:
+    """Empties the folder for a run that starts from nothing, once no privacy budget can refuse it any more.
+
+    Args:
+        assembly: Of the new run.
+        config: What it was assembled from.
+        run: The run's folder, locked.
+
+    Raises:
+        UsageError: Examples are counted wrongly, or the dataset's limit is another.
+        GateError: The dataset's budget does not allow the run.
+    """
+    privacy = assembly.privacy
+    if privacy is not None:
+        _refuse_wrong_count(privacy, assembly)
+        _charge(privacy, assembly, config, run, has_begun=False)
+    run.clear()
+    if privacy is not None:
+        # At once: what is charged goes on as the same run where it is killed before its first step.
+        private_state.write(run.checkpoints, privacy.state)
+
+
 def restore_final(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.Ledger:
     """Puts the weights of a run that has ended into the network, as `fit` leaves them, without training.
 
@@ -103,7 +126,8 @@ def _train(
     state: RunState,
 ) -> None:
     """Runs Keras's fit: once for the rest of a half-done epoch, once for all whole ones."""
-    learner, signals, guard = assembly.learner, callbacks.Signals(), callbacks.DivergenceGuard()
+    learner, signals = assembly.learner, callbacks.Signals()
+    guard = callbacks.DivergenceGuard(is_private=assembly.privacy is not None)
     board = _tensorboard(assembly, config, run, ledger)
     meter = None if assembly.privacy is None else PrivacyMeter(assembly.privacy, ledger)
     bar = progress(ledger, num_epochs=config.train.epochs, live=meter.figures if meter else dict)
@@ -148,24 +172,34 @@ def _begin_privately(
     privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDirectory, *, has_begun: bool
 ) -> None:
     """Keeps the run's secret, and charges the dataset's budget before the first step."""
-    if len(assembly.splits.train) != privacy.mechanism.num_examples:
-        raise UsageError(
-            f"The data's spec says {privacy.mechanism.num_examples} training examples, but there are "
-            f"{len(assembly.splits.train)}, so the privacy would be counted wrongly; mend num_train in the job's load."
-        )
+    _refuse_wrong_count(privacy, assembly)
     if privacy.state.secret is None:
         raise EnvironmentFault(
             f"The secret of the private run in {run.path} was erased when it ended, so it cannot train on; train anew "
             "with --resume never."
         )
     private_state.write(run.checkpoints, privacy.state)
+    _charge(privacy, assembly, config, run, has_begun=has_begun)
+
+
+def _refuse_wrong_count(privacy: Privacy, assembly: Assembly) -> None:
+    if len(assembly.splits.train) != privacy.mechanism.num_examples:
+        raise UsageError(
+            f"The data's spec says {privacy.mechanism.num_examples} training examples, but there are "
+            f"{len(assembly.splits.train)}, so the privacy would be counted wrongly; mend num_train in the job's load."
+        )
+
+
+def _charge(privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDirectory, *, has_begun: bool) -> None:
+    """Charges the dataset's budget, where there is one; a run that is charged already pays nothing again."""
     path = _ledger_path(config)
     if path is not None:
         privacy.charge(
             path,
             run_dir=run.path.resolve(),
-            dataset=config.data.source,
-            fingerprint=str(assembly.splits.manifest.get("fingerprint", "")),
+            dataset=resolved(config.data.source),
+            # Of the whole source: that of the splits depends on the seed and the limit.
+            fingerprint=str(assembly.splits.manifest.get("content", "")),
             limit_epsilon=config.dp.ledger_epsilon,
             has_begun=has_begun,
         )

@@ -1,6 +1,6 @@
 """The privacy of one run: what is planned, what is spent after each step, and where the budget ends.
 
-Made by fit.py for a private run; a callback shows it live and stops the run in time. The figures are those of
+Made by assembly.py for a private run; a callback shows it live and stops the run in time. The figures are those of
 gradients/private/accounting.py.
 """
 
@@ -51,7 +51,7 @@ class Privacy:
         affordable_steps: Steps that the run's budget allows, at most those planned.
         state: The run's secret and name.
         described: What dp.json says beside the figures: trained_variables, engine, adaptive_clipping,
-            chosen_on_validation and public_parts, as `privacy_record` takes them.
+            chosen_on_validation, drawn_splits, is_limited and public_parts, as `privacy_record` takes them.
     """
 
     mechanism: Mechanism
@@ -86,8 +86,8 @@ class Privacy:
         Args:
             ledger: File of the budgets.
             run_dir: Of the run.
-            dataset: The source of the data.
-            fingerprint: Of its content.
+            dataset: The source of the data, by the one name that all spellings share.
+            fingerprint: Of its whole content; empty where it is not known.
             limit_epsilon: The dataset's limit, where it is charged for the first time.
             has_begun: Whether the run goes on, and so has a charge already.
 
@@ -229,7 +229,7 @@ class PrivacyMeter(keras.callbacks.Callback):
 
 
 class BudgetGuard(keras.callbacks.Callback):
-    """Stops the run at the last step that its budget allows. Comes last."""
+    """Stops the run at the last step that its budget allows. Comes last, after the Saver."""
 
     def __init__(self, privacy: Privacy, ledger: Ledger, saver: Saver) -> None:
         super().__init__()

@@ -78,6 +78,15 @@ def test_the_same_data_has_one_budget_whatever_it_is_called(path: Path) -> None:
     assert len(_reserve(path, "f", dataset="another", fingerprint="").runs) == 1
 
 
+def test_a_second_dataset_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _reserve(path, "a")
+    _reserve(path, "b", dataset="renamed")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    _reserve(path, "c", dataset="other", fingerprint="another")
+    [warned] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "neither the source nor the content of other" in warned and "beside those of folder" in warned
+
+
 def test_two_datasets_that_turn_out_to_be_one_share_what_both_spent(path: Path) -> None:
     _reserve(path, "a", dataset="x", fingerprint="1", num_steps=30)
     _reserve(path, "b", dataset="y", fingerprint="2", num_steps=20)

@@ -80,6 +80,10 @@ def test_the_record_is_complete() -> None:
     assert {"audit.json", "audit.html",
             "metrics.jsonl", "tensorboard/", "checkpoints/", "evaluation.json", "predictions.csv", "report.html",
             "data_manifest.json"} == set(NOT_PRIVATE_FILES)  # fmt: skip
+    with_ledger = _record(POISSON, ledger="budget.json")["not_private_files"]
+    assert set(with_ledger) == {*NOT_PRIVATE_FILES, "budget.json"} and "hash" in with_ledger["data_manifest.json"]
+    # The secret is erased at the end; the metrics stay.
+    assert "exact metrics" in NOT_PRIVATE_FILES["checkpoints/"] and "until" in NOT_PRIVATE_FILES["checkpoints/"]
     assert record["clipping"] == "fixed"
     adaptive = _record(POISSON, adaptive_clipping={"target_quantile": 0.5})
     assert (adaptive["clipping"], adaptive["clipping_parameters"]) == ("adaptive", {"target_quantile": 0.5})
@@ -92,10 +96,20 @@ def test_what_is_not_covered_depends_on_what_was_done() -> None:
     assert "validation" not in plain and "backbone" not in plain and "compared to choose" in plain
     chosen = " ".join(_record(POISSON, chosen_on_validation=["early stopping"], public_parts=["the LoRA base"],
                               ledger="budget.json")["not_covered"])  # fmt: skip
-    assert "Early stopping: chosen on a validation split" in chosen and "The LoRA base: not trained" in chosen
+    assert "Early stopping: chosen on a validation split that was given" in chosen
+    assert "The LoRA base: not trained" in chosen
     assert "compared to choose" not in chosen and "outside of the ledger" in chosen
     assert "publishing one example outright" in " ".join(_record(POISSON, delta=2e-5)["not_covered"])
     assert "publishing one example outright" not in plain
+
+
+def test_what_a_public_seed_drew_is_said_to_be_fixed() -> None:
+    given = " ".join(_record(POISSON, chosen_on_validation=["the best epoch"])["not_covered"])
+    assert "taken as fixed" not in given and "drawn from the private data" not in given
+    drawn = " ".join(_record(POISSON, chosen_on_validation=["the best epoch"], drawn_splits=["validation", "test"],
+                             is_limited=True)["not_covered"])  # fmt: skip
+    assert "The draw of the validation split and the test split and what --data.limit keeps: taken as fixed" in drawn
+    assert "The best epoch: chosen on a validation split that was drawn from the private data" in drawn
 
 
 def test_without_noise_nothing_is_promised() -> None:

@@ -7,8 +7,10 @@ every run allows it, else RDP for all of them together, always in the zero-out r
 accounting, used by training; ledger_file.py reads and writes. Imports no TensorFlow.
 
 What it does not do: find out that two datasets overlap whose source and content both differ; protect the file from
-its owner; count runs that were started without it. The settings of each run are taken as chosen without looking at
-the outcome of earlier ones; bounds for settings chosen adaptively (privacy odometers) are wider.
+its owner; count runs that were started without it. The file is not to be published: it holds hashes of the datasets'
+contents, on which whoever knows all examples but one can try the last one; a key in the same file would not help.
+The settings of each run are taken as chosen without looking at the outcome of earlier ones; bounds for settings chosen
+adaptively (privacy odometers) are wider.
 """
 
 from __future__ import annotations
@@ -83,11 +85,12 @@ class BudgetLedger:
         """Charges a run before it starts; a run that is charged already (a resume) only for the steps it lacks.
 
         Args:
-            run_id: Names the run over its resumes; drawn anew whenever a run begins at step 0, in an old folder too.
+            run_id: Names the run over its resumes; drawn with its secret, and kept as long. So a run that was killed
+                before its first checkpoint goes on as the same, and one trained anew in an old folder is another.
             run_dir: Where it is, for the reader of the ledger.
-            dataset: The source of the data, as the user wrote it.
-            fingerprint: Of the data's content; empty where it is not known. A dataset is the same where the source
-                OR the fingerprint is.
+            dataset: The source of the data, by the one name that all spellings of its path share.
+            fingerprint: Of the whole source's content, before it is split or limited; empty where it is not known. A
+                dataset is the same where the source OR the fingerprint is.
             mechanism: What the run does.
             num_steps: All its steps, those done before a resume with them; at least 1.
             limit_epsilon: The dataset's budget, above 0; it must be given at the first charge and may not change.
@@ -125,6 +128,12 @@ class BudgetLedger:
             if not balance.spent_epsilon <= balance.limit_epsilon:
                 raise GateError(_over_limit(before, balance, asked, self._file.path))
             content.write([*others, after])
+        if others and not same:
+            log.warning(
+                "The privacy ledger %s knows neither the source nor the content of %s, and begins a budget for it "
+                "beside those of %s; where it is a part or a version of one of them, the two budgets add up.",
+                self._file.path, dataset, ", ".join(other.sources[0] for other in others[:3]),
+            )  # fmt: skip
         log.info(
             "Charged to the privacy ledger %s: %s of epsilon %g at delta %g spent or reserved by %d runs.",
             self._file.path, epsilon_in_words(balance.spent_epsilon), balance.limit_epsilon, balance.delta,
@@ -223,8 +232,9 @@ def _limit(
     if not written:
         if epsilon is None or delta is None or not (0 < epsilon < math.inf) or not (1e-12 <= delta < 1):
             raise UsageError(
-                f"The privacy ledger does not know {dataset} yet: its limit must be given, an epsilon above 0 (typical "
-                f"values are 1 to 10) and a delta from 1e-12 to below 1; got epsilon {epsilon} and delta {delta}."
+                f"The privacy ledger does not know {dataset} yet: its limit must be given with --dp.ledger_epsilon, "
+                "above 0 (typical values are 1 to 10), at a --dp.delta from 1e-12 to below 1; got epsilon "
+                f"{epsilon} and delta {delta}."
             )
         return float(epsilon), float(delta)
     for name, given, kept in (("epsilon", epsilon, written[0][0]), ("delta", delta, written[0][1])):

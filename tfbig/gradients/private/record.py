@@ -18,14 +18,18 @@ UNIT = "one training example"
 NOT_PRIVATE_FILES = {
     "metrics.jsonl": "the loss and metrics on the training examples",
     "tensorboard/": "the loss and metrics on the training examples",
-    "checkpoints/": "the secret seed of the noise: whoever has it can subtract the noise",
+    "checkpoints/": (
+        "exact metrics on the training examples and, until the run has ended, the secret: whoever has it can subtract "
+        "the noise"
+    ),
     "evaluation.json": "figures computed on examples without noise",
     "predictions.csv": "names and labels of examples",
     "report.html": "names, labels and pictures of examples",
-    "data_manifest.json": "exact counts, and names of files",
+    "data_manifest.json": "exact counts, names of files, and a hash of all examples",
     "audit.json": "membership figures computed on the training examples without noise",
     "audit.html": "the same",
 }
+_LEDGER_HOLDS = "a hash of the contents of all examples"
 _NEIGHBOURS = {
     "add_or_remove_one": "adding or removing one training example",
     "replace_special": "replacing one training example by one whose gradient is zero",
@@ -44,6 +48,8 @@ def privacy_record(
     engine: str,
     adaptive_clipping: Mapping[str, float] | None = None,
     chosen_on_validation: Sequence[str] = (),
+    drawn_splits: Sequence[str] = (),
+    is_limited: bool = False,
     public_parts: Sequence[str] = (),
     ledger: str | None = None,
 ) -> dict[str, object]:
@@ -60,8 +66,10 @@ def privacy_record(
         engine: How per-example gradients were clipped.
         adaptive_clipping: Its parameters where the clip norm adapts. The mechanism's noise multiplier is then that
             of the sum and the count together.
-        chosen_on_validation: What a validation split drawn from the private data decided ("early stopping", "the
-            best epoch"); empty where it decided nothing.
+        chosen_on_validation: What the validation split decided ("early stopping", "the best epoch"); empty where
+            it decided nothing.
+        drawn_splits: Of "validation" and "test", those that were drawn from the private data and not given.
+        is_limited: Whether the training split is a draw of some of its examples.
         public_parts: What the promise takes to be public ("the pretrained backbone", "the normalisation statistics").
         ledger: Where the dataset's budget over runs is kept; None where it is not.
 
@@ -98,8 +106,12 @@ def privacy_record(
         "engine": engine,
         "trained_variables": list(trained_variables),
         "ledger": ledger,
-        "not_covered": _not_covered(mechanism, delta, chosen_on_validation, public_parts, ledger),
-        "not_private_files": dict(NOT_PRIVATE_FILES),
+        "not_covered": [
+            *_not_covered(mechanism, delta),
+            *_draw_gaps(chosen_on_validation, drawn_splits, is_limited),
+            *_outside_gaps(public_parts, ledger),
+        ],
+        "not_private_files": {**NOT_PRIVATE_FILES, **({} if ledger is None else {ledger: _LEDGER_HOLDS})},
         "statement": _statement(
             mechanism,
             num_steps,
@@ -172,13 +184,7 @@ _CREDIT = {
 }
 
 
-def _not_covered(
-    mechanism: Mechanism,
-    delta: float,
-    chosen_on_validation: Sequence[str],
-    public_parts: Sequence[str],
-    ledger: str | None,
-) -> list[str]:
+def _not_covered(mechanism: Mechanism, delta: float) -> list[str]:
     gaps = []
     if mechanism.noise_multiplier == 0:
         gaps.append("Anything: no noise was added.")
@@ -187,19 +193,36 @@ def _not_covered(
             f"delta {delta:g} is not below 1/{mechanism.num_examples}: publishing one example outright, drawn at "
             "random, would satisfy it too."
         )
-    gaps += [
+    return [
+        *gaps,
         "The loss and metrics on the training examples: they are exact, without noise.",
         f"The number of training examples ({mechanism.num_examples}), the names of the classes and their counts: they "
         "are taken to be public.",
         "Several examples of one person, or copies of one example: the unit is one training example.",
         "The noise is drawn in floating point from a counter-based generator, not from an ideal Gaussian; and the "
-        "promise ends where the seed, which checkpoints/ hold, is known.",
+        "promise ends where the secret, which checkpoints/ hold until the run has ended, is known.",
     ]
-    if chosen_on_validation:
+
+
+def _draw_gaps(chosen_on_validation: Sequence[str], drawn_splits: Sequence[str], is_limited: bool) -> list[str]:
+    gaps = []
+    drawn = [f"the {role} split" for role in drawn_splits] + ["what --data.limit keeps"] * is_limited
+    if drawn:
         gaps.append(
-            f"{_listed(chosen_on_validation)}: chosen on a validation split that was drawn from the "
-            "private data, whose examples have no promise."
+            f"The draw of {' and '.join(drawn)}: taken as fixed. Without one example the same seed would draw others "
+            "too, and the promise compares training splits that differ in one example alone; give validation and test "
+            "of their own, and no --data.limit, where this matters."
         )
+    if chosen_on_validation:
+        origin = "that was drawn from the private data" if "validation" in drawn_splits else "that was given"
+        gaps.append(
+            f"{_listed(chosen_on_validation)}: chosen on a validation split {origin}, whose examples have no promise."
+        )
+    return gaps
+
+
+def _outside_gaps(public_parts: Sequence[str], ledger: str | None) -> list[str]:
+    gaps = []
     if public_parts:
         gaps.append(f"{_listed(public_parts)}: not trained here, and taken to be public.")
     if ledger is None:
