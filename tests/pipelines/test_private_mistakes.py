@@ -85,6 +85,8 @@ def _refusal(
         ([*NOISE, "--dp.mechanism", "tree"], "give --dp.sampling shuffle with it"),
         ([*NOISE, *SHUFFLE, "--dp.mechanism", "tree", "--dp.accountant", "pld"], "leave --dp.accountant"),
         ([*NOISE, *SHUFFLE, "--dp.mechanism", "tree", "--dp.clip_quantile", "0.5"], "no moving clipping norm"),
+        ([*NOISE, *SHUFFLE, "--dp.clip_quantile", "0.5"], "leave one of them out"),
+        ([*NOISE, "--train.profile_steps", "[1, 2]"], "profile the same run without --dp"),
         (["--dp.delta", "1e-6"], "--dp flags have no effect without one of --dp.target_epsilon"),
         (["--dp.l2_norm_clip", "2"], "--dp flags have no effect without one of --dp.target_epsilon"),
         (["--dp.max_epsilon", "2"], "--dp flags have no effect without one of --dp.target_epsilon"),
