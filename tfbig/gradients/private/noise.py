@@ -33,8 +33,11 @@ class Noise(Protocol):
         R replicas draw independently with a standard deviation of 1 / sqrt(R), so that their sum has 1.
 
         Args:
-            shapes: Of the trained variables, in their order.
-            step: From 0, the same on all replicas.
+            shapes: Of the trained variables, in their order, at most 2**18.
+            step: From 0 to below 2**35, the same on all replicas, of which there are at most 2**10.
+
+        Raises:
+            ValueError: More shapes or replicas, or a step that is known and out of range.
         """
 
 
@@ -93,9 +96,24 @@ def _draws(key: int, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[t
     context = tf.distribute.get_replica_context()
     num_replicas = 1 if context is None else context.num_replicas_in_sync
     replica = 0 if context is None else context.replica_id_in_sync_group
+    _refuse_overlap(len(shapes), num_replicas, tf.get_static_value(step))
     code = step * 2 ** (_VARIABLE_BITS + _REPLICA_BITS) + tf.cast(replica, tf.int64)
     draws = [_normal(shape, key, code + index * 2**_REPLICA_BITS) for index, shape in enumerate(shapes)]
     return draws if num_replicas == 1 else [draw / num_replicas**0.5 for draw in draws]
+
+
+def _refuse_overlap(num_shapes: int, num_replicas: int, step: int | None) -> None:
+    """Beyond these limits two draws would share their random numbers; `step` is None where a graph computes it."""
+    for name, value, limit in (
+        ("shapes", num_shapes, 2**_VARIABLE_BITS),
+        ("replicas", num_replicas, 2**_REPLICA_BITS),
+        ("steps", 0 if step is None else int(step) + 1, MAX_STEPS),
+    ):
+        if value > limit:
+            raise ValueError(
+                f"Noise is drawn for at most {limit} {name}, got {value}; more would use random numbers twice. Train "
+                "fewer variables on fewer devices, for fewer steps."
+            )
 
 
 def _normal(shape: Sequence[int], key: int, code: tf.Tensor) -> tf.Tensor:
