@@ -133,6 +133,22 @@ def test_what_only_data_and_network_tell_is_refused_before_a_picture_is_decoded(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+@pytest.mark.parametrize(("arguments", "allowed"), [(NOISE, False), ([], True)])
+def test_a_private_run_multiplies_in_float32_and_not_in_tf32(
+    arguments: list[str], allowed: bool, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    is_enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    seen = []
+
+    def load(config: object) -> Splits:
+        seen.append(is_enabled())
+        raise UsageError("seen")
+
+    _refusal([*arguments, *more], tmp_path / "run", capsys, dataclasses.replace(TASK, load=load))
+    assert seen == [allowed] and is_enabled()
+
+
 def test_devices_share_each_physical_batch_evenly() -> None:
     config = parse(TASK, [*NOISE, "--dp.physical_batch_size", "7", "--data.limit", "60"])
     with pytest.raises(UsageError, match=r"--dp\.physical_batch_size 7 must be a multiple of the 2 devices"):

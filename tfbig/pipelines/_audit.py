@@ -86,7 +86,9 @@ def _audited(
 
     settings = config.runtime
     # One device, whatever the run had: canaries need no more.
-    with runtime(strategy="none", precision=settings.precision, seed=settings.seed) as strategy:
+    with runtime(
+        strategy="none", precision=settings.precision, seed=settings.seed, exact_float32=config.dp.is_private
+    ) as strategy:
         splits = task.load(config)
         refuse_other_data(run, splits.manifest.get("fingerprint"))
         assembly = assemble(task, config, splits, strategy, state_for_audit(run, seed) if claim else None)
