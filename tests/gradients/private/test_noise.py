@@ -77,6 +77,17 @@ def test_another_secret_is_other_noise_and_the_same_is_the_same(jit: bool) -> No
     _assert_nothing_shared({(secret, *key): t for secret, found in noise.items() for key, t in found.items()})
 
 
+@pytest.mark.parametrize("bit", [0, 62, 63, 64, 127])
+def test_each_bit_of_the_secret_counts(bit: int) -> None:
+    one, other = (_draw(GaussianNoise(secret), 0) for secret in (SECRET, SECRET ^ 1 << bit))
+    assert not np.isin(one, other).any()
+
+
+def test_the_key_in_the_graph_shows_nothing_of_the_secret() -> None:
+    for noise in (GaussianNoise(SECRET), TreeNoise(SECRET, 8)):
+        assert noise._key not in {(SECRET >> shift) % 2**bits for shift in range(128) for bits in (63, 64)}
+
+
 def test_xla_draws_the_same() -> None:
     compiled = _tensors(GaussianNoise(SECRET), STEPS[::5], jit=True)
     for key, tensor in _tensors(GaussianNoise(SECRET), STEPS[::5]).items():
