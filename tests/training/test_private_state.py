@@ -24,7 +24,10 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "private_state.json"
 
 
-@pytest.mark.parametrize("state", [STATE, PrivateState("run", 1), PrivateState("run", None, Mechanism(3.0, 50, 9, "shuffle", "tree"))])
+@pytest.mark.parametrize(
+    "state",
+    [STATE, PrivateState("run", 1), PrivateState("run", None, Mechanism(3.0, 50, 9, "shuffle", "tree"))],
+)
 def test_what_is_written_is_read(state: PrivateState, tmp_path: Path) -> None:
     private_state.write(tmp_path / "made" / "checkpoints", state)
     assert private_state.read(tmp_path / "made" / "checkpoints") == state

@@ -61,7 +61,7 @@ def _replaced(layer: keras.layers.Layer) -> keras.layers.Layer:
 def _num_groups(shape: tuple[int | None, ...], axis: int) -> int:
     num_channels = shape[axis]
     if num_channels is None:
-        raise ValueError(f"Expected a known number of channels on axis {axis}, got {shape}; give the network its shape.")
+        raise ValueError(f"Expected a known number of channels on axis {axis}, got {shape}; give the input its shape.")
     # An unknown extent, such as a length, counts as more than one.
     num_positions = math.prod(size or 2 for size in shape[1:]) // num_channels
     most = min(_MOST_GROUPS, num_channels if num_positions > 1 else max(1, num_channels // 2))

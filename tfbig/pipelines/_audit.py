@@ -7,6 +7,7 @@ that it saw and others (evaluation/membership.py). Nothing is trained, and the r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -34,8 +35,8 @@ from tfbig.training.task import Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from tfbig.data.sampling import Plan
-    from tfbig.data.splits import Split
+    from tfbig.data.sampling import Plan, PoissonPlan
+    from tfbig.data.splits import IndexPlan, Split
     from tfbig.training.assembly import Assembly
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def _run_canaries(
         learner.network,
         labels=assembly.train.labels,
         num_canaries=num_canaries,
-        plan=_plan(assembly, config, claim, num_canaries),
+        plan=_plan(assembly, num_canaries),
         checkpoints=sorted({early, steps}),
         clip_norm=lambda: float(rule.bound.norm()),
         expected_batch=config.data.batch_size,
@@ -196,17 +197,11 @@ def _run_canaries(
     }
 
 
-def _plan(assembly: Assembly, config: RunConfig, claim: Claim, num_canaries: int) -> Plan:
-    """The run's way of drawing batches, over several times as many examples where there are more canaries."""
-    from tfbig.data.sampling import PoissonPlan
-    from tfbig.data.splits import IndexPlan
-
-    times = -(-num_canaries // claim.mechanism.num_examples)
-    num_examples, batch_size = times * len(assembly.train), times * config.data.batch_size
-    secret, size = cast(PoissonPlan | IndexPlan, assembly.plan).seed, assembly.physical_batch_size
-    if config.dp.sampling == "poisson":
-        return PoissonPlan(num_examples, batch_size, size, secret)
-    return IndexPlan(num_examples, batch_size, seed=secret, multiple=size)
+def _plan(assembly: Assembly, num_canaries: int) -> Plan:
+    """The run's own plan, over several times as many examples where there are more canaries."""
+    plan = cast("PoissonPlan | IndexPlan", assembly.plan)
+    times = -(-num_canaries // plan.num_examples)
+    return dataclasses.replace(plan, num_examples=times * plan.num_examples, batch_size=times * plan.batch_size)
 
 
 def _losses(assembly: Assembly, config: RunConfig, run: RunDirectory) -> dict[str, np.ndarray]:

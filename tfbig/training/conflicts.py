@@ -73,8 +73,8 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
     (
         # Neighbours differ by a gradient of zero then, which moves the count by 1, and its noise is for a half.
         lambda c: c.dp.clip_quantile is not None and c.dp.sampling == "shuffle",
-        "--dp.clip_quantile counts the examples of a step with noise that is enough where they are drawn independently, "
-        "not with --dp.sampling shuffle; leave one of them out.",
+        "--dp.clip_quantile counts examples with noise that is enough where each is drawn independently, and too "
+        "little with --dp.sampling shuffle; leave one of them out.",
     ),
     (
         # A profile holds the compiled step, constants included, and the noise's key is one.

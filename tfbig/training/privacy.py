@@ -167,7 +167,7 @@ def plan_privacy(
             another mechanism.
         GateError: Not even one step is within the budget.
     """
-    sigma = noise_multiplier or (state.mechanism and state.mechanism.noise_multiplier)
+    sigma = noise_multiplier or (state.mechanism.noise_multiplier if state.mechanism else None)
     if sigma is None:
         sigma = calibrate(
             target_epsilon=cast(float, target_epsilon), delta=delta, num_steps=num_steps, num_examples=num_examples,
