@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data.sampling import Plan, PoissonPlan
+from tfbig.data import splits
+from tfbig.data.sampling import Plan, PoissonPlan, derived_key
 from tfbig.data.splits import Batch, IndexPlan, Split, array_split, batches
 
 SECRET = 0x5EC2E7_0123456789ABCDEF_76543210
@@ -158,6 +160,28 @@ def test_the_augmentation_seed_shows_nothing_of_a_secret_seed(plan: Plan) -> Non
     )
     moved = np.unpackbits((changed ^ plan.augmentation_seed(0, 0)).view(np.uint8), axis=1).sum(axis=1)
     assert 29 < moved.mean() < 35 and moved.min() > 8
+
+
+@pytest.mark.parametrize("plan", [PoissonPlan(100, 10, 4, SECRET), IndexPlan(100, 10, seed=SECRET)])
+def test_the_generators_of_a_secret_plan_never_see_the_secret(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, words = [], {(SECRET >> shift) % 2**bits for shift in range(128) for bits in (32, 64, 128)}
+
+    def noting(original: Callable) -> Callable:
+        return lambda seed=None, **more: seeds.append(more.get("key", seed)) or original(seed, **more)
+
+    for name in ("default_rng", "Philox"):
+        monkeypatch.setattr(np.random, name, noting(getattr(np.random, name)))
+    splits._order.cache_clear()
+    drawn = {tuple(plan.indices(epoch, 0)[0]) for epoch in range(3)}
+    assert len(drawn) == len({str(seed) for seed in seeds}) == 3
+    assert not any({seed} & words if isinstance(seed, int) else set(seed) & words for seed in seeds)
+
+
+def test_each_use_of_a_secret_has_a_key_of_its_own() -> None:
+    uses = [("draw", 0, 0), ("draw", 0, 1), ("draw", 1, 0), ("draw", 1, 11), ("draw", 11, 1), ("order", 0),
+            ("augment", 0, 0), ("noise",)]  # fmt: skip
+    secrets = [SECRET, SECRET ^ 1, SECRET ^ 1 << 127]
+    assert len({derived_key(secret, *use) for secret in secrets for use in uses}) == len(secrets) * len(uses)
 
 
 def _split(num_examples: int, *, in_memory: bool) -> Split:

@@ -75,7 +75,7 @@ def test_an_example_is_treated_alone_and_training_does_what_inference_does(kind:
                                    atol=1e-5)  # fmt: skip
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (24, 8), (12, 4), (7, 1), (1, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 24), (24, 24), (12, 12), (720, 30), (37, 1), (1, 1)])
 def test_the_groups_divide_the_channels(channels: int, groups: int) -> None:
     inputs = keras.Input((4, 4, channels))
     network = with_group_norm(keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(inputs)))
@@ -87,11 +87,29 @@ def test_the_groups_divide_the_channels(channels: int, groups: int) -> None:
     np.testing.assert_allclose(grouped.std((1, 3)), 1.0, atol=1e-3)
 
 
+@pytest.mark.parametrize(("shape", "groups"), [((48,), 24), ((1, 1, 64), 32), ((1, 1, 24), 12), ((None, 24), 24)])
+def test_no_group_holds_a_single_number(shape: tuple[int | None, ...], groups: int) -> None:
+    inputs = keras.Input(shape)
+    network = with_group_norm(keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(inputs)))
+    assert network.get_layer("norm").groups == groups
+    x = np.random.default_rng(0).normal(size=(2, *(size or 8 for size in shape))).astype("f4")
+    assert np.abs(network(x)).max() > 0.1
+
+
+@pytest.mark.parametrize("inside", ["norm", "model"])
+def test_a_batch_norm_inside_of_another_layer_is_refused(inside: str) -> None:
+    inputs = keras.Input((2, 8, 8, CHANNELS))
+    held = keras.layers.BatchNormalization(name="held") if inside == "norm" else _block("functional")
+    network = keras.Model(inputs, keras.layers.TimeDistributed(held, name="wrapper")(inputs))
+    with pytest.raises(UsageError, match=r"wrapper \(TimeDistributed\) holds the BatchNormalization"):
+        with_group_norm(network)
+
+
 def test_the_axis_of_the_channels_is_kept() -> None:
     inputs = keras.Input((CHANNELS, 4, 4))
     network = with_group_norm(keras.Model(inputs, keras.layers.BatchNormalization(axis=1, name="norm")(inputs)))
     norm = network.get_layer("norm")
-    assert (norm.axis, norm.groups, tuple(norm.gamma.shape)) == (1, 4, (CHANNELS,))
+    assert (norm.axis, norm.groups, tuple(norm.gamma.shape)) == (1, CHANNELS, (CHANNELS,))
 
 
 def test_a_network_without_batch_norm_only_gets_new_weights() -> None:

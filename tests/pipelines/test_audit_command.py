@@ -1,19 +1,24 @@
 """`python -m tfbig audit` on real runs: what it says of a whole one, of a lie, of a bug, and of what is no run."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
 from tfbig.__main__ import main
+from tfbig.data.sampling import PoissonPlan
+from tfbig.data.splits import IndexPlan
 from tfbig.gradients.private.accounting import epsilon
 from tfbig.gradients.private.mechanism import Mechanism
 from tfbig.gradients.private.noise import GaussianNoise
+from tfbig.pipelines._audit import _plan
 
 COMMON = ["--adapt.mode", "head", "--data.limit", "400", "--train.epochs", "4", "--data.batch_size", "64"]
 KEYS = {
@@ -91,6 +96,22 @@ def test_a_run_without_its_noise_is_found_out(
     assert not result["consistent"]
     assert "error: The run's claim is contradicted" in err
     assert json.loads((copy / "audit.json").read_text())["consistent"] is False
+
+
+@pytest.mark.parametrize("num_canaries", [20, 300])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PoissonPlan(num_examples=100, batch_size=30, physical_batch_size=8, seed=1),
+        IndexPlan(100, 30, seed=2**100, multiple=8),
+    ],
+)
+def test_what_is_audited_is_the_plan_of_the_run(plan: PoissonPlan | IndexPlan, num_canaries: int) -> None:
+    audited = _plan(SimpleNamespace(plan=plan), num_canaries)
+    assert audited.num_examples >= num_canaries and audited.steps_per_epoch == plan.steps_per_epoch
+    assert audited.batch_size * plan.num_examples == plan.batch_size * audited.num_examples
+    same = {"num_examples": plan.num_examples, "batch_size": plan.batch_size}
+    assert dataclasses.replace(audited, **same) == plan
 
 
 def test_too_small_a_claim_is_found_out(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

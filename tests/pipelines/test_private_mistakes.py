@@ -86,6 +86,8 @@ def _refusal(
         ([*NOISE, "--dp.mechanism", "tree"], "give --dp.sampling shuffle with it"),
         ([*NOISE, *SHUFFLE, "--dp.mechanism", "tree", "--dp.accountant", "pld"], "leave --dp.accountant"),
         ([*NOISE, *SHUFFLE, "--dp.mechanism", "tree", "--dp.clip_quantile", "0.5"], "no moving clipping norm"),
+        ([*NOISE, *SHUFFLE, "--dp.clip_quantile", "0.5"], "leave one of them out"),
+        ([*NOISE, "--train.profile_steps", "[1, 2]"], "profile the same run without --dp"),
         (["--dp.delta", "1e-6"], "--dp flags have no effect without one of --dp.target_epsilon"),
         (["--dp.l2_norm_clip", "2"], "--dp flags have no effect without one of --dp.target_epsilon"),
         (["--dp.max_epsilon", "2"], "--dp flags have no effect without one of --dp.target_epsilon"),
@@ -130,6 +132,22 @@ def test_what_only_data_and_network_tell_is_refused_before_a_picture_is_decoded(
     code, sentence = _refusal(arguments, tmp_path / "run", capsys)
     assert code == exit_code and words in sentence, sentence
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+@pytest.mark.parametrize(("arguments", "allowed"), [(NOISE, False), ([], True)])
+def test_a_private_run_multiplies_in_float32_and_not_in_tf32(
+    arguments: list[str], allowed: bool, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    is_enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    seen = []
+
+    def load(config: object) -> Splits:
+        seen.append(is_enabled())
+        raise UsageError("seen")
+
+    _refusal([*arguments, *more], tmp_path / "run", capsys, dataclasses.replace(TASK, load=load))
+    assert seen == [allowed] and is_enabled()
 
 
 def test_devices_share_each_physical_batch_evenly() -> None:

@@ -44,7 +44,7 @@ def test_the_target_is_kept_and_used(sampling: str, noise: str, accountant: str)
     assert plan.affordable_steps == plan.planned_steps == 20
     spent = [plan.epsilon(steps) for steps in (0, 1, 10, 11, 20)]
     assert spent[0] == 0 and spent == sorted(spent)
-    assert plan.state.noise_multiplier == plan.mechanism.noise_multiplier
+    assert plan.state.mechanism == plan.mechanism
 
 
 def test_a_run_that_goes_on_keeps_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +52,23 @@ def test_a_run_that_goes_on_keeps_its_noise(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(privacy, "calibrate", lambda **_: pytest.fail("calibrated again"))
     goes_on = _plan(began.state, target_epsilon=3.0, noise_multiplier=None)
     assert goes_on.mechanism == began.mechanism and goes_on.state == began.state
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"num_examples": 1001}, "num_examples 1000 then, 1001 now"),
+        ({"num_examples": 10_000}, "num_examples 1000 then"),
+        ({"batch_size": 50}, "batch_size 100 then, 50 now"),
+        ({"noise_multiplier": 2.0}, "noise_multiplier 1.0 then, 2.0 now"),
+        ({"sampling": "shuffle"}, "sampling poisson then, shuffle now"),
+        ({"sampling": "shuffle", "noise": "tree"}, "noise gaussian then, tree now"),
+    ],
+)
+def test_a_run_goes_on_as_the_mechanism_that_it_began_as(changed: dict[str, object], word: str) -> None:
+    began = _plan()
+    with pytest.raises(UsageError, match=rf"{word}.*--resume never"):
+        _plan(began.state, **changed)
 
 
 @pytest.mark.parametrize(

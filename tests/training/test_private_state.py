@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from tfbig.errors import EnvironmentFault
+from tfbig.gradients.private.mechanism import Mechanism
 from tfbig.training import private_state
 from tfbig.training.private_state import PrivateState
 
-STATE = PrivateState("run", 2**127 + 12345678901234567890, 0.69664)
+STATE = PrivateState("run", 2**127 + 12345678901234567890, Mechanism(0.69664, 1000, 100, "poisson"))
+MECHANISM = dataclasses.asdict(STATE.mechanism)
 
 
 @pytest.fixture
@@ -21,7 +24,10 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "private_state.json"
 
 
-@pytest.mark.parametrize("state", [STATE, PrivateState("run", 1), PrivateState("run", None, 3.0)])
+@pytest.mark.parametrize(
+    "state",
+    [STATE, PrivateState("run", 1), PrivateState("run", None, Mechanism(3.0, 50, 9, "shuffle", "tree"))],
+)
 def test_what_is_written_is_read(state: PrivateState, tmp_path: Path) -> None:
     private_state.write(tmp_path / "made" / "checkpoints", state)
     assert private_state.read(tmp_path / "made" / "checkpoints") == state
@@ -30,7 +36,7 @@ def test_what_is_written_is_read(state: PrivateState, tmp_path: Path) -> None:
 def test_states_are_drawn_anew_and_their_secrets_are_long() -> None:
     states = [private_state.fresh() for _ in range(64)]
     assert len({state.run_id for state in states}) == len({state.secret for state in states}) == 64
-    assert all(0 <= state.secret < 2**128 and state.noise_multiplier is None for state in states)
+    assert all(0 <= state.secret < 2**128 and state.mechanism is None for state in states)
     # Every bit is drawn: among 64, each is set in some and not in others.
     for bit in range(128):
         assert len({state.secret >> bit & 1 for state in states}) == 2
@@ -58,7 +64,7 @@ def test_nothing_else_is_left_and_erasing_erases(file: Path) -> None:
     private_state.write(file.parent, dataclasses.replace(STATE, secret=None))
     assert [path.name for path in file.parent.iterdir()] == ["private_state.json"]
     assert str(STATE.secret) not in file.read_text()
-    assert private_state.read(file.parent) == PrivateState("run", None, STATE.noise_multiplier)
+    assert private_state.read(file.parent) == PrivateState("run", None, STATE.mechanism)
 
 
 def test_what_a_kill_left_half_written_is_not_read_and_goes_with_the_next(file: Path) -> None:
@@ -101,13 +107,23 @@ def test_checkpoints_without_their_state_cannot_go_on(name: str, tmp_path: Path)
     "changed",
     [
         {"secret": -5}, {"secret": 0}, {"secret": 2**128}, {"secret": 1.5}, {"secret": "12"}, {"secret": True},
-        {"noise_multiplier": 0}, {"noise_multiplier": -1.0}, {"noise_multiplier": float("nan")},
-        {"noise_multiplier": float("inf")}, {"noise_multiplier": "1"},
+        {"mechanism": {}}, {"mechanism": 3.0}, {"mechanism": {"noise_multiplier": 1.0}},
+        *({"mechanism": {**MECHANISM, "noise_multiplier": noise}} for noise in (0, -1.0, math.nan, math.inf, "1")),
+        *({"mechanism": {**MECHANISM, "num_examples": count}} for count in (0, -1, "1")),
+        {"mechanism": {**MECHANISM, "sampling": "other"}}, {"mechanism": {**MECHANISM, "more": 1}},
     ],
 )  # fmt: skip
 def test_a_value_that_was_never_written_is_damage(changed: dict[str, object], file: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
     with pytest.raises(EnvironmentFault, match=r"damaged.*put a copy back.*--resume never"):
+        private_state.read(file.parent)
+
+
+def test_a_file_of_the_time_before_mechanisms_were_kept_does_not_go_on(file: Path) -> None:
+    content = json.loads(file.read_text())
+    del content["mechanism"]
+    file.write_text(json.dumps({**content, "noise_multiplier": 0.69664}))
+    with pytest.raises(EnvironmentFault, match="--resume never"):
         private_state.read(file.parent)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 _SEED_BITS = 128
+Purpose: TypeAlias = Literal["draw", "order", "augment", "noise"]
 
 
 class Plan(Protocol):
@@ -116,7 +117,7 @@ class PoissonPlan:
             (K * P,) int64 indices and float32 weights, K at least 1: first those drawn, with weight 1, in no
             particular order, then index 0 with weight 0. K varies; a step that drew nobody has P of weight 0.
         """
-        key = int.from_bytes(_hashed(self.seed, "draw", epoch, step, num_bytes=16), "little")
+        key = int.from_bytes(derived_key(self.seed, "draw", epoch, step), "little")
         rng = np.random.Generator(np.random.Philox(key=key))
         # Exactly N independent draws, in time of those drawn and not of N: such draws give a set S the probability
         # q^|S| (1-q)^(N-|S|), the same for all sets of one size, and |S| is Binomial(N, q). So the size may be
@@ -152,9 +153,24 @@ def secret_augmentation_seed(seed: int, epoch: int, step: int) -> np.ndarray:
     Returns:
         (2,) int32.
     """
-    return np.frombuffer(_hashed(seed, "augment", epoch, step, num_bytes=8), "<i4").astype(np.int32)
+    return np.frombuffer(derived_key(seed, "augment", epoch, step, num_bytes=8), "<i4").astype(np.int32)
 
 
-def _hashed(seed: int, purpose: str, epoch: int, step: int, *, num_bytes: int) -> bytes:
-    key = seed.to_bytes(hashlib.blake2b.MAX_KEY_SIZE, "little")
-    return hashlib.blake2b(f"{purpose} {epoch} {step}".encode(), key=key, digest_size=num_bytes).digest()
+def derived_key(secret: int, purpose: Purpose, *place: int, num_bytes: int = 16) -> bytes:
+    """A key of its own for one use of a run's secret: a keyed BLAKE2b hash (RFC 7693).
+
+    Guarantees: whoever found out the key of one purpose or place, such as from what was drawn with it, learns
+    nothing of the secret or of the other keys.
+
+    Args:
+        secret: Non-negative, below 2**512.
+        purpose: What is drawn with it.
+        place: Numbers that tell the keys of one purpose apart, such as epoch and step.
+        num_bytes: 1 to 64.
+
+    Raises:
+        OverflowError: The secret is out of range.
+    """
+    key = secret.to_bytes(hashlib.blake2b.MAX_KEY_SIZE, "little")
+    message = " ".join([purpose, *map(str, place)])
+    return hashlib.blake2b(message.encode(), key=key, digest_size=num_bytes).digest()

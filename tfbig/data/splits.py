@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.sampling import Plan, padded_length, secret_augmentation_seed
+from tfbig.data.sampling import Plan, derived_key, padded_length, secret_augmentation_seed
 
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
@@ -112,6 +112,9 @@ def array_split(x: np.ndarray, labels: np.ndarray, *, names: Sequence[str] | Non
     return Split(fetch=gather, labels=labels, names=names or [str(i) for i in range(len(x))], gather=gather)
 
 
+_LEAST_SECRET = 2**31
+
+
 @dataclass(frozen=True)
 class IndexPlan:
     """Which examples each step sees: a pure function of (seed, epoch, step, replica).
@@ -123,7 +126,7 @@ class IndexPlan:
         num_examples: N, at least 1.
         batch_size: Global batch over all replicas, at least 1.
         seed: Orders the epochs; unused when `shuffle` is False. From 2**31 up (a secret of 128 bits) it does
-            not show in the seeds of the augmentation.
+            not show in the orders or in the seeds of the augmentation.
         shuffle: False keeps the stored order (evaluation).
         multiple: Batches are filled up to a multiple of this, at least 1: a physical batch, of which private
             training takes several a step.
@@ -181,7 +184,7 @@ class IndexPlan:
 
     def augmentation_seed(self, epoch: int, step: int) -> np.ndarray:
         """(2,) int32: the seed and the number of the step in the run, or a hash where the seed has over 31 bits."""
-        if self.seed >= 2**31:
+        if self.seed >= _LEAST_SECRET:
             return secret_augmentation_seed(self.seed, epoch, step)
         return np.array([self.seed, epoch * self.steps_per_epoch + step], np.int32)
 
@@ -190,6 +193,10 @@ class IndexPlan:
 def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     if not shuffle:
         return np.arange(num_examples)
+    if seed >= _LEAST_SECRET:
+        # What the generator gives away must not lead back to the secret, from which the noise comes too.
+        key = int.from_bytes(derived_key(seed, "order", epoch), "little")
+        return np.random.default_rng(key).permutation(num_examples)
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 

@@ -7,6 +7,7 @@ that it saw and others (evaluation/membership.py). Nothing is trained, and the r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -35,8 +36,8 @@ from tfbig.training.task import Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from tfbig.data.sampling import Plan
-    from tfbig.data.splits import Split
+    from tfbig.data.sampling import Plan, PoissonPlan
+    from tfbig.data.splits import IndexPlan, Split
     from tfbig.training.assembly import Assembly
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def _audited(
 
     settings = config.runtime
     # One device, whatever the run had: canaries need no more.
-    with runtime(strategy="none", precision=settings.precision, seed=settings.seed) as strategy:
+    with runtime(
+        strategy="none", precision=settings.precision, seed=settings.seed, exact_float32=config.dp.is_private
+    ) as strategy:
         splits = task.load(config)
         refuse_other_data(run, splits.manifest.get("fingerprint"))
         assembly = assemble(task, config, splits, strategy, state_for_audit(run, seed) if claim else None)
@@ -173,7 +176,7 @@ def _run_canaries(
         learner.network,
         labels=assembly.splits.train.labels,
         num_canaries=num_canaries,
-        plan=_plan(assembly, config, claim, num_canaries),
+        plan=_plan(assembly, num_canaries),
         checkpoints=sorted({early, steps}),
         clip_norm=lambda: float(rule.bound.norm()),
         expected_batch=config.data.batch_size,
@@ -198,19 +201,14 @@ def _run_canaries(
     }
 
 
-def _plan(assembly: Assembly, config: RunConfig, claim: Claim, num_canaries: int) -> Plan:
-    """The run's way of drawing batches, over several times as many examples where there are more canaries."""
-    from tfbig.data.sampling import PoissonPlan
-    from tfbig.data.splits import IndexPlan
+def _plan(assembly: Assembly, num_canaries: int) -> Plan:
+    """The run's own plan, over several times as many examples where there are more canaries."""
     from tfbig.data.views import ViewPlan
 
-    times = -(-num_canaries // claim.mechanism.num_examples)
-    num_examples, batch_size = times * len(assembly.splits.train), times * config.data.batch_size
     drawn = assembly.plan.plan if isinstance(assembly.plan, ViewPlan) else assembly.plan
-    secret, size = cast(PoissonPlan | IndexPlan, drawn).seed, assembly.physical_batch_size
-    if config.dp.sampling == "poisson":
-        return PoissonPlan(num_examples, batch_size, size, secret)
-    return IndexPlan(num_examples, batch_size, seed=secret, multiple=size)
+    plan = cast("PoissonPlan | IndexPlan", drawn)
+    times = -(-num_canaries // plan.num_examples)
+    return dataclasses.replace(plan, num_examples=times * plan.num_examples, batch_size=times * plan.batch_size)
 
 
 def _restored(assembly: Assembly, config: RunConfig, run: RunDirectory) -> int:

@@ -150,7 +150,7 @@ def _same(one: object, other: object) -> bool:
 
 
 def state_for_audit(run: RunDirectory, seed: int) -> PrivateState:
-    """The run's noise with a secret of its own: the run's may be erased, and is nobody's business.
+    """The run's mechanism with a secret of its own: the run's may be erased, and is nobody's business.
 
     Raises:
         EnvironmentFault: The run's state is missing or damaged.
@@ -159,7 +159,7 @@ def state_for_audit(run: RunDirectory, seed: int) -> PrivateState:
     if state is None:
         raise EnvironmentFault(f"{run.checkpoints} does not hold the run's state and weights; put them back.")
     secret = int.from_bytes(hashlib.blake2b(f"audit {seed}".encode(), digest_size=16).digest(), "little")
-    return PrivateState("audit", secret, state.noise_multiplier)
+    return PrivateState("audit", secret, state.mechanism)
 
 
 def refuse_other_data(run: RunDirectory, fingerprint: object) -> None:

@@ -36,7 +36,12 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
     from tfbig.training.assembly import assemble
 
     settings = config.runtime
-    with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
+    with runtime(
+        strategy=settings.strategy,
+        precision=settings.precision,
+        seed=settings.seed,
+        exact_float32=config.dp.is_private,
+    ) as strategy:
         splits = task.load(config)
         assembly = assemble(task, config, _two_batches(splits, config.data.batch_size), strategy)
         learner = assembly.learner

@@ -124,7 +124,12 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
     from tfbig.training.fit import begin_anew, fit
 
     settings = config.runtime
-    with runtime(strategy=settings.strategy, precision=settings.precision, seed=settings.seed) as strategy:
+    with runtime(
+        strategy=settings.strategy,
+        precision=settings.precision,
+        seed=settings.seed,
+        exact_float32=config.dp.is_private,
+    ) as strategy:
         # A private run that goes on draws with the secret that it began with.
         goes_on = config.dp.is_private and config.resume != "never"
         state = private_state.read(run_directory.checkpoints) if goes_on else None

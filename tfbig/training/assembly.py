@@ -215,7 +215,9 @@ def _plan(config: RunConfig, num_examples: int, physical_batch_size: int, secret
     if not config.dp.is_private:
         return IndexPlan(num_examples, batch_size, seed=config.runtime.seed)
     if config.dp.sampling == "poisson":
-        return PoissonPlan(num_examples, batch_size, physical_batch_size, secret)
+        return PoissonPlan(
+            num_examples=num_examples, batch_size=batch_size, physical_batch_size=physical_batch_size, seed=secret
+        )
     return IndexPlan(num_examples, batch_size, seed=secret, multiple=physical_batch_size)
 
 

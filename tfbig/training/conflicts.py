@@ -86,6 +86,18 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         "--dp.clip_quantile out.",
     ),
     (
+        # Neighbours differ by a gradient of zero then, which moves the count by 1, and its noise is for a half.
+        lambda c: c.dp.clip_quantile is not None and c.dp.sampling == "shuffle",
+        "--dp.clip_quantile counts examples with noise that is enough where each is drawn independently, and too "
+        "little with --dp.sampling shuffle; leave one of them out.",
+    ),
+    (
+        # A profile holds the compiled step, constants included, and the noise's key is one.
+        lambda c: c.dp.is_private and c.train.profile_steps is not None,
+        "--train.profile_steps writes the compiled step of a private run, and with it the key of its noise, to "
+        "tensorboard/; profile the same run without --dp.",
+    ),
+    (
         lambda c: c.dp.ledger_epsilon is not None and c.dp.ledger is None,
         "--dp.ledger_epsilon is a dataset's limit in a ledger; give --dp.ledger PATH with it.",
     ),

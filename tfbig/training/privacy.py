@@ -149,7 +149,7 @@ def plan_privacy(
     """The privacy of a run that has not begun, or goes on.
 
     Args:
-        state: Of the run; its noise is kept where the run has begun.
+        state: Of the run; its noise is kept where the run has begun, and the rest must be as it was.
         num_examples: N of the training split.
         batch_size: Examples a step, expected.
         num_steps: Of the whole run.
@@ -163,10 +163,11 @@ def plan_privacy(
         max_epsilon: Budget that the run stops before; None for none.
 
     Raises:
-        UsageError: The target cannot be reached, or the noise is too little to promise anything.
+        UsageError: The target cannot be reached, the noise is too little to promise anything, or the run began as
+            another mechanism.
         GateError: Not even one step is within the budget.
     """
-    sigma = noise_multiplier or state.noise_multiplier
+    sigma = noise_multiplier or (state.mechanism.noise_multiplier if state.mechanism else None)
     if sigma is None:
         sigma = calibrate(
             target_epsilon=cast(float, target_epsilon), delta=delta, num_steps=num_steps, num_examples=num_examples,
@@ -174,6 +175,7 @@ def plan_privacy(
         )  # fmt: skip
         log.info("the noise multiplier is %.5g, calibrated to epsilon %g", sigma, target_epsilon)
     mechanism = Mechanism(sigma, num_examples, batch_size, sampling, noise)
+    _refuse_other_mechanism(state.mechanism, mechanism)
     if delta * num_examples >= 1:
         log.warning(
             "--dp.delta %g is not below 1/%d, one over the training examples: publishing one of them outright would "
@@ -202,8 +204,20 @@ def plan_privacy(
             "shuffled batches earn no amplification by sampling: epsilon counts each epoch in full; --dp.sampling "
             "poisson costs far less at the same noise"
         )
-    state = dataclasses.replace(state, noise_multiplier=sigma)
+    state = dataclasses.replace(state, mechanism=mechanism)
     return Privacy(mechanism, delta, accountant, clip_norm, num_steps, allowed, state)
+
+
+def _refuse_other_mechanism(before: Mechanism | None, now: Mechanism) -> None:
+    """One epsilon is told for all steps of a run, so that they must all be of one mechanism."""
+    if before is None or before == now:
+        return
+    names = [field.name for field in dataclasses.fields(now) if getattr(before, field.name) != getattr(now, field.name)]
+    changed = ", ".join(f"{name} {getattr(before, name)} then, {getattr(now, name)} now" for name in names)
+    raise UsageError(
+        f"This private run began otherwise ({changed}), so its steps could not be counted together; put its data and "
+        "settings back, choose another --run_dir, or train it anew with --resume never."
+    )
 
 
 class PrivacyMeter(keras.callbacks.Callback):

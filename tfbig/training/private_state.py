@@ -2,7 +2,8 @@
 
 The secret decides which examples each step draws, and the noise. It lies in the checkpoints' folder, readable by
 its owner alone, so that a resumed run makes the very draws that the interrupted one would have made; when the run
-has ended it is erased, for whoever has it can take the noise away.
+has ended it is erased, for whoever has it can take the noise away. Beside it lies what the accountant was told of
+the run: going on with other data or settings would be counted wrongly.
 Imports no TensorFlow.
 """
 
@@ -10,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tfbig.errors import EnvironmentFault
+from tfbig.errors import EnvironmentFault, UsageError
+from tfbig.gradients.private.mechanism import Mechanism
 
 _NAME = "private_state.json"
 _SECRET_BITS = 128
@@ -30,12 +31,12 @@ class PrivateState:
     Args:
         run_id: Names the run in a ledger.
         secret: 128 random bits, of all draws of the run; None when it has been erased.
-        noise_multiplier: The noise that was calibrated when the run began; None until then.
+        mechanism: What the run began as, its calibrated noise included; None until then.
     """
 
     run_id: str
     secret: int | None
-    noise_multiplier: float | None = None
+    mechanism: Mechanism | None = None
 
     def __repr__(self) -> str:
         """Without the secret, which must not appear in logs."""
@@ -56,17 +57,19 @@ def read(folder: Path) -> PrivateState | None:
     """The state of the run whose checkpoints lie in a folder; None where no run has begun.
 
     Raises:
-        EnvironmentFault: There are checkpoints, but their state is missing or damaged.
+        EnvironmentFault: There are checkpoints, but their state is missing, damaged, or does not hold the mechanism.
     """
     path = folder / _NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        secret, noise = content["secret"], content["noise_multiplier"]
+        secret, mechanism = content["secret"], None
         if not (secret is None or (type(secret) is int and 0 < secret < 2**_SECRET_BITS)):
             raise ValueError("no secret")
-        if not (noise is None or 0 < noise < math.inf):
-            raise ValueError("no noise multiplier")
-        return PrivateState(str(content["run_id"]), secret, noise)
+        if content["mechanism"] is not None:
+            mechanism = Mechanism(**content["mechanism"])
+            if not mechanism.noise_multiplier:
+                raise ValueError("no noise multiplier")
+        return PrivateState(str(content["run_id"]), secret, mechanism)
     except FileNotFoundError:
         if any(folder.glob("*.npz")):
             raise EnvironmentFault(
@@ -74,7 +77,7 @@ def read(folder: Path) -> PrivateState | None:
                 "anew with --resume never."
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise EnvironmentFault(
             f"{path} is damaged ({type(error).__name__}), so this private run cannot go on as it began; put a copy "
             "back, or train anew with --resume never."

@@ -82,6 +82,13 @@ def _by_class(network: keras.Model, batch: Batch, *, training: bool) -> tuple[tf
     return outputs**2, outputs
 
 
+def _balanced(network: keras.Model, batch: Batch, *, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """Weighs each example by how rare its label is in the batch."""
+    losses, outputs = SUPERVISED(network, batch, training=training)
+    same = tf.cast(batch.y[:, None] == batch.y[None, :], tf.float32)
+    return losses / tf.reduce_sum(same, axis=1), outputs
+
+
 REFUSED = {
     "batch norm": (lambda: _network(kl.BatchNormalization()), SUPERVISED, "--model.norm group"),
     "batch norm without weights": (
@@ -94,6 +101,7 @@ REFUSED = {
     "contrastive loss": (_network, _contrastive, "other examples"),
     "one loss for all": (_network, _scalar, "one loss an example"),
     "a loss for each class": (_network, _by_class, "one loss an example"),
+    "weighed by the batch's labels": (_network, _balanced, "other examples"),
     "added loss": (lambda: _network(AddedLoss()), SUPERVISED, "add_loss"),
     "activity regularizer": (
         lambda: _network(kl.Conv2D(3, 1, activity_regularizer="l2")), SUPERVISED, "activity regularizer"

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,10 +77,35 @@ def test_another_secret_is_other_noise_and_the_same_is_the_same(jit: bool) -> No
     _assert_nothing_shared({(secret, *key): t for secret, found in noise.items() for key, t in found.items()})
 
 
+@pytest.mark.parametrize("bit", [0, 62, 63, 64, 127])
+def test_each_bit_of_the_secret_counts(bit: int) -> None:
+    one, other = (_draw(GaussianNoise(secret), 0) for secret in (SECRET, SECRET ^ 1 << bit))
+    assert not np.isin(one, other).any()
+
+
+def test_the_key_in_the_graph_shows_nothing_of_the_secret() -> None:
+    for noise in (GaussianNoise(SECRET), TreeNoise(SECRET, 8)):
+        assert noise._key not in {(SECRET >> shift) % 2**bits for shift in range(128) for bits in (63, 64)}
+
+
 def test_xla_draws_the_same() -> None:
     compiled = _tensors(GaussianNoise(SECRET), STEPS[::5], jit=True)
     for key, tensor in _tensors(GaussianNoise(SECRET), STEPS[::5]).items():
         np.testing.assert_allclose(tensor, compiled[key], atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(SECRET), TreeNoise(SECRET, 8)])
+@pytest.mark.parametrize(
+    ("num_shapes", "step", "num_replicas", "word"),
+    [(2**18 + 1, 0, 1, "shapes"), (1, MAX_STEPS, 1, "steps"), (1, 0, 2**10 + 1, "replicas")],
+)
+def test_where_draws_would_share_random_numbers_there_is_none(
+    noise: Noise, num_shapes: int, step: int, num_replicas: int, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = SimpleNamespace(num_replicas_in_sync=num_replicas, replica_id_in_sync_group=0)
+    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: replica)
+    with pytest.raises(ValueError, match=f"at most [0-9]+ {word}, got "):
+        noise([()] * num_shapes, tf.constant(step, tf.int64))
 
 
 def test_a_resumed_run_draws_what_the_interrupted_one_would_have() -> None:

@@ -69,13 +69,17 @@ def refuse_mixing(losses: Losses, network: keras.Model, batch: Batch) -> None:
     Args:
         losses: An Objective's.
         network: As it will be trained; what it draws and counts is put back.
-        batch: Synthetic examples, at least 2.
+        batch: Synthetic examples, at least 2. The inputs and labels of all but the first are altered.
     """
-    changed = tf.nest.map_structure(lambda t: tf.concat([t[:1], tf.reverse(_altered(t), [0])[:-1]], 0), batch.x)
+    changed = batch._replace(
+        **tf.nest.map_structure(
+            lambda t: tf.concat([t[:1], tf.reverse(_altered(t), [0])[:-1]], 0), {"x": batch.x, "y": batch.y}
+        )
+    )
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
 
-    def first_loss(x: tf.Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
-        per_example, _ = losses(network, batch._replace(x=x), training=True)
+    def first_loss(seen: Batch) -> tuple[np.ndarray, list[np.ndarray]]:
+        per_example, _ = losses(network, seen, training=True)
         after = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
         for variable, value in zip(network.non_trainable_variables, before, strict=True):
             variable.assign(value)
@@ -86,7 +90,7 @@ def refuse_mixing(losses: Losses, network: keras.Model, batch: Batch) -> None:
             )
         return np.asarray(per_example[0], np.float64), after
 
-    (one, after_one), (other, after_other) = first_loss(batch.x), first_loss(changed)
+    (one, after_one), (other, after_other) = first_loss(batch), first_loss(changed)
     for variable, first, second in zip(network.non_trainable_variables, after_one, after_other, strict=True):
         if not np.array_equal(first, second):
             raise UsageError(

@@ -4,7 +4,7 @@ Independent Gaussian noise a step for DP-SGD (Abadi et al. 2016, arXiv 1607.0013
 follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used by rule.py.
 
 Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under
-a key, the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and
+a key made of the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and
 the position within a draw into the lower. A resumed run draws for each step what the interrupted one drew, or
 would have drawn, with XLA and without. What the generator and floating-point numbers do not protect from is in
 docs/privacy.md.
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import tensorflow as tf
+
+from tfbig.data.sampling import derived_key
 
 _REPLICA_BITS, _VARIABLE_BITS = 10, 18
 MAX_STEPS = 2 ** (63 - _REPLICA_BITS - _VARIABLE_BITS)
@@ -33,8 +35,11 @@ class Noise(Protocol):
         R replicas draw independently with a standard deviation of 1 / sqrt(R), so that their sum has 1.
 
         Args:
-            shapes: Of the trained variables, in their order.
-            step: From 0, the same on all replicas.
+            shapes: Of the trained variables, in their order, at most 2**18.
+            step: From 0 to below 2**35, the same on all replicas, of which there are at most 2**10.
+
+        Raises:
+            ValueError: More shapes or replicas, or a step that is known and out of range.
         """
 
 
@@ -42,11 +47,11 @@ class GaussianNoise:
     """Independent noise each step.
 
     Args:
-        secret: At least 63 random bits; whoever knows it can take the noise away again.
+        secret: Random bits, 63 or more; whoever knows them can take the noise away again.
     """
 
     def __init__(self, secret: int) -> None:
-        self._key = secret & _KEY_MASK
+        self._key = _philox_key(secret)
 
     def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
         """A replica's share."""
@@ -62,12 +67,12 @@ class TreeNoise:
     none of the past. The tree begins anew each epoch, in which an example may take part once.
 
     Args:
-        secret: At least 63 random bits.
+        secret: Random bits, 63 or more.
         steps_per_epoch: At least 1.
     """
 
     def __init__(self, secret: int, steps_per_epoch: int) -> None:
-        self._key = secret & _KEY_MASK
+        self._key = _philox_key(secret)
         self._steps_per_epoch = steps_per_epoch
 
     def __call__(self, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
@@ -89,13 +94,33 @@ class TreeNoise:
         return noise
 
 
+def _philox_key(secret: int) -> int:
+    """63 bits, one-way: neither the secret nor what else is drawn with it can be had from them."""
+    return int.from_bytes(derived_key(secret, "noise", num_bytes=8), "little") & _KEY_MASK
+
+
 def _draws(key: int, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[tf.Tensor]:
     context = tf.distribute.get_replica_context()
     num_replicas = 1 if context is None else context.num_replicas_in_sync
     replica = 0 if context is None else context.replica_id_in_sync_group
+    _refuse_overlap(len(shapes), num_replicas, tf.get_static_value(step))
     code = step * 2 ** (_VARIABLE_BITS + _REPLICA_BITS) + tf.cast(replica, tf.int64)
     draws = [_normal(shape, key, code + index * 2**_REPLICA_BITS) for index, shape in enumerate(shapes)]
     return draws if num_replicas == 1 else [draw / num_replicas**0.5 for draw in draws]
+
+
+def _refuse_overlap(num_shapes: int, num_replicas: int, step: int | None) -> None:
+    """Beyond these limits two draws would share their random numbers; `step` is None where a graph computes it."""
+    for name, value, limit in (
+        ("shapes", num_shapes, 2**_VARIABLE_BITS),
+        ("replicas", num_replicas, 2**_REPLICA_BITS),
+        ("steps", 0 if step is None else int(step) + 1, MAX_STEPS),
+    ):
+        if value > limit:
+            raise ValueError(
+                f"Noise is drawn for at most {limit} {name}, got {value}; more would use random numbers twice. Train "
+                "fewer variables on fewer devices, for fewer steps."
+            )
 
 
 def _normal(shape: Sequence[int], key: int, code: tf.Tensor) -> tf.Tensor:
