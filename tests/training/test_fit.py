@@ -103,7 +103,7 @@ def test_features_on_the_disk_give_the_run_in_memory_to_the_bit(
     with monkeypatch.context() as patch:
         patch.setattr(features, "_computed", None)
         # Another head and schedule, as a trial of a tuning has it; then the same run again.
-        with runtime(strategy="none", precision="float32", seed=1) as strategy:
+        with runtime(strategy="none", precision="float32", seed=0) as strategy:
             assemble(NAMED, _config(epochs=1, learning_rate=0.1), NAMED.load(_config()), strategy)
         read, _ = _fit(_config(), tmp_path / "read", NAMED)
         read.judged()
