@@ -72,9 +72,11 @@ def accountant_for(events: Sequence[dp_accounting.DpEvent]) -> Accountant:
 def composed_epsilon(events: Sequence[dp_accounting.DpEvent], *, delta: float, accountant: Accountant) -> float:
     """The epsilon of several runs on the same examples together.
 
-    Guarantees: the bound is for the joint release of all runs. They are composed in the zero-out relation, which
-    every mechanism here has: for Poisson sampling an example with a zero gradient and an absent one give the same
-    distribution, so its add-or-remove analysis holds unchanged, and mixed runs compose without a loss. Each run's
+    Guarantees: the bound is for the joint release of all runs. They are composed in the zero-out relation, whose
+    neighbour leaves one example out of every step (weight 0), and which every mechanism here has: with Poisson
+    sampling an example left out and an absent one give the same distribution, also where a moving norm counts
+    examples, so its add-or-remove analysis holds unchanged, and mixed runs compose without a loss. With shuffled
+    batches and a fixed norm, leaving out is a gradient of zero; a moving norm is refused there. Each run's
     settings are taken as chosen without looking at the private data or at the outcome of earlier runs.
 
     Args:

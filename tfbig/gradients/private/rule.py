@@ -124,7 +124,7 @@ def private(
         physical_batch_size: Examples a replica computes at once, at least 1.
         secret: Random bits of the operating system, at least 63, that nobody knows.
         step: The number of the step, from 0, such as `lambda: optimizer.iterations`.
-        clip_quantile: Lets the bound follow this quantile of the norms; None keeps it.
+        clip_quantile: Lets the bound follow this quantile of the norms, for Poisson sampling alone; None keeps it.
         tree_steps_per_epoch: Draws the noise along a tree over this many steps, for DP-FTRL; None draws it anew
             each step.
 
