@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfbig.data.splits import Batch
 from tfbig.gradients.private.checks import (
+    PROBED_SIZES,
     choose_engine,
     refuse_added_losses,
     refuse_mixing,
@@ -53,7 +54,8 @@ def prepare(network: keras.Model, losses: Losses | None = None) -> Private:
     losses = classification(NUM_CLASSES).losses if losses is None else losses
     refuse_unsound(network)
     synthetic = synthetic_batch(network, np.zeros(1, "int32"))
-    refuse_mixing(losses, network, synthetic)
+    for num_examples in PROBED_SIZES:
+        refuse_mixing(losses, network, synthetic_batch(network, np.zeros(1, "int32"), num_examples=num_examples))
     refuse_added_losses(network)
     return Private(network, losses, *choose_engine(losses, network, synthetic))
 

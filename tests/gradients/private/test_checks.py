@@ -145,6 +145,25 @@ def test_what_mixes_only_later_examples_is_never_computed_for_the_batch(referenc
         assert engine.name == "by_example"
 
 
+@pytest.mark.parametrize("distance", [1, 2, 3, 7])
+def test_what_mixes_examples_at_any_distance_is_refused(distance: int, reference: SimpleNamespace) -> None:
+    class Rolled(keras.layers.Layer):
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return x + 0.1 * keras.ops.roll(x, distance, axis=0)
+
+    with pytest.raises(UsageError, match="depends on the other examples"):
+        reference.prepare(_network(Rolled()))
+
+
+def test_a_loss_that_is_not_finite_is_called_so(reference: SimpleNamespace) -> None:
+    class Logarithm(keras.layers.Layer):
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return keras.ops.log(x - 2.0)
+
+    with pytest.raises(UsageError, match="loss on inputs between 0 and 1 is nan"):
+        reference.prepare(_network(Logarithm()))
+
+
 @pytest.mark.parametrize("losses", [SUPERVISED, _contrastive])
 def test_the_probe_puts_back_what_it_changed(losses: object, reference: SimpleNamespace) -> None:
     class Counting(keras.layers.Layer):

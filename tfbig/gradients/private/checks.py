@@ -25,6 +25,8 @@ from tfbig.networks.hub import HubLayer
 log = logging.getLogger(__name__)
 
 _NUM_SYNTHETIC = 3
+PROBED_SIZES = (_NUM_SYNTHETIC, 7)
+"""Batches on which `refuse_mixing` is to be tried: what mixes by a fixed distance may show in one of them alone."""
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -48,8 +50,8 @@ def refuse_unsound(network: keras.Model) -> None:
             )
         if getattr(layer, "activity_regularizer", None) is not None:
             raise UsageError(
-                f"{layer.path} has an activity regularizer, a loss of the whole batch that cannot be clipped for each "
-                "example; leave it out."
+                f"{layer.path or layer.name} has an activity regularizer, a loss of the whole batch that cannot be "
+                "clipped for each example; leave it out."
             )
 
 
@@ -69,39 +71,52 @@ def refuse_mixing(losses: Losses, network: keras.Model, batch: Batch) -> None:
     Args:
         losses: An Objective's.
         network: As it will be trained; what it draws and counts is put back.
-        batch: Synthetic examples, at least 2. The inputs and labels of all but the first are altered.
+        batch: Synthetic examples, at least 2. The first and then the last keeps its loss while all others change.
     """
-    changed = batch._replace(
-        **tf.nest.map_structure(
-            lambda t: tf.concat([t[:1], tf.reverse(_altered(t), [0])[:-1]], 0), {"x": batch.x, "y": batch.y}
-        )
-    )
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
-
-    def first_loss(seen: Batch) -> tuple[np.ndarray, list[np.ndarray]]:
-        per_example, _ = losses(network, seen, training=True)
-        after = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
-        for variable, value in zip(network.non_trainable_variables, before, strict=True):
-            variable.assign(value)
-        if per_example.shape != batch.weight.shape:
-            raise UsageError(
-                f"The objective must give one loss an example, {tuple(batch.weight.shape)}, but gives "
-                f"{tuple(per_example.shape)}; private training clips each example's gradient."
-            )
-        return np.asarray(per_example[0], np.float64), after
-
-    (one, after_one), (other, after_other) = first_loss(batch), first_loss(changed)
-    for variable, first, second in zip(network.non_trainable_variables, after_one, after_other, strict=True):
-        if not np.array_equal(first, second):
-            raise UsageError(
-                f"{variable.path} follows the examples and is not trained, so it would be saved without noise; freeze "
-                "the layer that keeps it, or leave it out."
-            )
-    if not np.allclose(one, other, rtol=1e-4, atol=1e-6):
+    loss, after = _probed(losses, network, batch)
+    if not np.isfinite(loss).all():
         raise UsageError(
-            "An example's loss depends on the other examples of its batch, so no example's influence can be bounded; "
-            "replace the layer or the objective that mixes them, such as batch statistics or a contrastive loss."
+            f"The network's loss on inputs between 0 and 1 is {loss[~np.isfinite(loss)][0]}, so it cannot be tried out "
+            "whether it treats examples one by one; mend the layer that gives no finite value."
         )
+    for kept in (0, len(loss) - 1):
+        changed = batch._replace(
+            x=tf.nest.map_structure(lambda t, kept=kept: _all_but(kept, t), batch.x), y=_all_but(kept, batch.y)
+        )
+        other_loss, other_after = _probed(losses, network, changed)
+        for variable, first, second in zip(network.non_trainable_variables, after, other_after, strict=True):
+            if not np.array_equal(first, second):
+                raise UsageError(
+                    f"{variable.path} follows the examples and is not trained, so it would be saved without noise; "
+                    "freeze the layer that keeps it, or leave it out."
+                )
+        if not np.allclose(loss[kept], other_loss[kept], rtol=1e-4, atol=1e-6):
+            raise UsageError(
+                "An example's loss depends on the other examples of its batch, so no example's influence can be "
+                "bounded; replace the layer or the objective that mixes them, such as batch statistics or a "
+                "contrastive loss."
+            )
+
+
+def _probed(losses: Losses, network: keras.Model, batch: Batch) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(losses (B,), untrained variables afterwards) of a call that leaves those variables as they were."""
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
+    per_example, _ = losses(network, batch, training=True)
+    after = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.non_trainable_variables]
+    for variable, value in zip(network.non_trainable_variables, before, strict=True):
+        variable.assign(value)
+    if per_example.shape != batch.weight.shape:
+        raise UsageError(
+            f"The objective must give one loss an example, {tuple(batch.weight.shape)}, but gives "
+            f"{tuple(per_example.shape)}; private training clips each example's gradient."
+        )
+    return np.asarray(per_example, np.float64), after
+
+
+def _all_but(kept: int, tensor: tf.Tensor) -> tf.Tensor:
+    """Other examples in all places but one."""
+    others = tf.roll(_altered(tensor), 1, axis=0)
+    return tf.tensor_scatter_nd_update(others, [[kept]], tensor[kept : kept + 1])
 
 
 def choose_engine(losses: Losses, network: keras.Model, batch: Batch) -> tuple[Engine, OutputSpec]:
@@ -130,25 +145,26 @@ def choose_engine(losses: Losses, network: keras.Model, batch: Batch) -> tuple[E
     return tapped, output_spec
 
 
-def synthetic_batch(network: keras.Model, labels: np.ndarray) -> Batch:
+def synthetic_batch(network: keras.Model, labels: np.ndarray, *, num_examples: int = _NUM_SYNTHETIC) -> Batch:
     """A few examples made of noise, as the network takes them.
 
     Args:
         network: With its inputs.
         labels: The training labels, of which only the shape and type are used.
+        num_examples: How many.
     """
     rng = np.random.default_rng(0)
 
     def draw(spec: keras.KerasTensor) -> tf.Tensor:
-        shape = [_NUM_SYNTHETIC, *(size or 8 for size in spec.shape[1:])]
+        shape = [num_examples, *(size or 8 for size in spec.shape[1:])]
         if np.issubdtype(np.dtype(tf.as_dtype(spec.dtype).as_numpy_dtype), np.floating):
             return tf.cast(rng.uniform(0, 1, shape), spec.dtype)
         return tf.cast(rng.integers(0, 2, shape), spec.dtype)
 
     drawn = {spec.name: draw(spec) for spec in network.inputs}
     x = next(iter(drawn.values())) if len(drawn) == 1 else drawn
-    y = tf.zeros([_NUM_SYNTHETIC, *labels.shape[1:]], labels.dtype)
-    return Batch(x, y, tf.ones(_NUM_SYNTHETIC))
+    y = tf.zeros([num_examples, *labels.shape[1:]], labels.dtype)
+    return Batch(x, y, tf.ones(num_examples))
 
 
 def _taps(losses: Losses, network: keras.Model, batch: Batch) -> Taps:

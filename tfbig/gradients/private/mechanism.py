@@ -4,8 +4,8 @@
   Subsampling amplifies. Relation: add or remove one example.
 - `shuffle`: each example is in one batch an epoch, in an order that is NOT taken to be secret. No amplification:
   an epoch is one release of a Gaussian. Relation: one example is left out of every step (weight 0), which is to
-  replace it by one whose gradient is zero ("zero-out", dp-accounting's REPLACE_SPECIAL), because removing it would shift
-  every batch after it.
+  replace it by one whose gradient is zero ("zero-out", dp-accounting's REPLACE_SPECIAL), because removing it would
+  shift every batch after it.
 - `shuffle` with `tree` noise (DP-FTRL; Kairouz et al. 2021, appendix D): the same relation, which is the only one
   dp-accounting analyses it under, and RDP only.
 

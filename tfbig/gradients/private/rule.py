@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfbig.data.splits import Batch
 from tfbig.gradients.private.checks import (
+    PROBED_SIZES,
     choose_engine,
     refuse_added_losses,
     refuse_mixing,
@@ -133,7 +134,8 @@ def private(
     """
     refuse_unsound(network)
     batch = synthetic_batch(network, labels)
-    refuse_mixing(losses, network, batch)
+    for num_examples in PROBED_SIZES:
+        refuse_mixing(losses, network, synthetic_batch(network, labels, num_examples=num_examples))
     refuse_added_losses(network)
     engine, output_spec = choose_engine(losses, network, batch)
     return PrivateRule(
