@@ -5,9 +5,9 @@
 
 Two rows (`training_step/work.py`), ResNet-50 and ViT-Tiny at 224 pixels, batch 16, bfloat16, all weights trained
 by AdamW, the same made-up images for all tools: `tfbig`, the job image_finetune; `hf`, Trainer with `bf16=True` on
-PyTorch 2.13; `keras`, `compile` and `fit` under mixed_bfloat16 in tfbig's own environment; `keras_xla`, the same
-with `jit_compile="auto"`, only where `--only` names it. Each trains with its own loop, a process each, on one
-thread. The processes take turns of a few steps in one call, so what slows the machine for a while slows all.
+PyTorch 2.13; `keras`, `compile` and `fit` under mixed_bfloat16 in tfbig's own environment, without XLA; `keras_xla`,
+the same with XLA, which is Keras's default. Each trains with its own loop, a process each, on one thread.
+The processes take turns of a few steps in one call, so what slows the machine for a while slows all.
 The last line of stdout is
 {"resnet50": {"vs_hf", "vs_keras", "roof_share", "ms"}, "vit_tiny": ..., "versions", "cores", "seed"}.
 
@@ -129,8 +129,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    usual = [name for name in TOOLS if name != "keras_xla"]
-    made.add_argument("--only", type=_names(TOOLS), default=usual, help=f"tools, of {','.join(TOOLS)}")
+    made.add_argument("--only", type=_names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
     made.add_argument("--rows", type=_names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
     made.add_argument("--turns", type=_count, default=7, help="of each tool (default %(default)s)")
     made.add_argument("--steps", type=_count, default=3, help="in a turn (default %(default)s)")
