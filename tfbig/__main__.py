@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows `python -m tfbig`; by default the process's own.
 
     Returns:
-        The exit code: 0, or that of the error (see tfbig.errors).
+        The exit code: 0, or that of the error (see tfbig.errors); 1 for one that nobody expected.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
@@ -73,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from failing on the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        # From any library, or a bug: a sentence, as the jobs give.
+        if options.debug:
+            traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        print(f"unexpected error: {reason}. --debug shows where it came from.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -96,11 +96,13 @@ def _audited(
         assembly = assemble(task, config, splits, strategy, state_for_audit(run, seed) if claim else None)
         found: dict[str, object] = {}
         checks: list[Check] = []
-        if claim is not None:
+        if claim is not None and assembly.privacy is not None:
+            promised, trained = (dataclasses.asdict(m) for m in (claim.mechanism, assembly.privacy.mechanism))
+            refuse_other_promise(run, promised=promised, trained=trained)
             checks, found = _run_canaries(assembly, config, claim, num_canaries, seed, num_steps)
         trained_steps = _restored(assembly, config, run)
-        if claim is not None and assembly.privacy is not None:
-            refuse_other_promise(run, claim, mechanism=assembly.privacy.mechanism, num_steps=trained_steps)
+        if claim is not None:
+            refuse_other_promise(run, promised={"steps": claim.steps}, trained={"steps": trained_steps})
         losses = _losses(assembly)
     membership = membership_figures(losses["train"], losses["test"], seed=seed)
     if "validation" in losses:

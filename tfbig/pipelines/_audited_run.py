@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast, get_args
 
@@ -122,22 +123,21 @@ def read_claim(run: RunDirectory) -> Claim:
     return claim
 
 
-def refuse_other_promise(run: RunDirectory, claim: Claim, *, mechanism: Mechanism, num_steps: int) -> None:
+def refuse_other_promise(
+    run: RunDirectory, *, promised: Mapping[str, object], trained: Mapping[str, object]
+) -> None:
     """Compares dp.json with the run itself.
 
     Args:
         run: Its folder.
-        claim: From `read_claim`.
-        mechanism: Of the run's settings and data.
-        num_steps: Of its last checkpoint.
+        promised: What dp.json says, by name.
+        trained: The same of the run's settings, data and checkpoint.
 
     Raises:
         GateError: They do not speak of the same training.
     """
-    said = {**dataclasses.asdict(claim.mechanism), "steps": claim.steps}
-    done = {**dataclasses.asdict(mechanism), "steps": num_steps}
-    differing = [name for name in said if not _same(said[name], done[name])]
-    other = [f"{name} {said[name]} there, {done[name]} in the run" for name in differing]
+    differing = [name for name in promised if not _same(promised[name], trained[name])]
+    other = [f"{name} {promised[name]} there, {trained[name]} in the run" for name in differing]
     if other:
         raise GateError(
             f"{run.path / 'dp.json'} is not of this run's training: {', '.join(other)}; its claim is about another one."

@@ -20,6 +20,7 @@ import tfbig
 from tfbig.data.splits import Batch
 from tfbig.gradients.private.rule import private
 from tfbig.gradients.rule import GradientRule, mean_gradient
+from tfbig.networks.fused import fused
 from tfbig.objectives.supervised import classification
 
 # Letters in shapes: B images, T patches, D width.
@@ -68,7 +69,8 @@ def network(row: Row) -> keras.Model:
     if row.name == "lora":
         _adapt(built)
     row.check(sum(math.prod(variable.shape) for variable in built.trainable_variables))
-    return built
+    # As training/assembly.py does with every network.
+    return fused(built)
 
 
 def _freeze(vit: keras.Model) -> None:
