@@ -216,6 +216,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_one(tf_keras_module: Path, keras3_export: Path, plain_modules: dict[str, Path]) -> None:
     # In inference mode, because batch statistics depend on how a batch is divided. Its own process,
     # because TensorFlow divides the CPU in two only before its first use.

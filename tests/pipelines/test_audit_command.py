@@ -175,6 +175,7 @@ def test_what_cannot_be_audited_is_refused(
     assert exit_code == 4 and "no checkpoint" in error
 
 
+@pytest.mark.slow
 def test_a_public_run_that_learned_by_heart_is_found_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,8 @@ def test_every_flag_has_help() -> None:
         ["--dp.target_epsilon", "3", "--train.clip_norm", "1"],
         ["--dp.target_epsilon", "3", "--dp.mechanism", "tree"],
         ["--dp.target_epsilon", "3", "--dp.mechanism", "tree", "--dp.sampling", "shuffle", "--dp.accountant", "pld"],
+        ["--dp.target_epsilon", "3", "--dp.sampling", "shuffle", "--dp.clip_quantile", "0.5"],
+        ["--dp.target_epsilon", "3", "--train.profile_steps", "[1, 2]"],
         ["--dp.target_epsilon", "3", "--dp.ledger_epsilon", "8"],
     ],
 )

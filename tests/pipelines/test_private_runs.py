@@ -567,6 +567,7 @@ def test_the_same_pictures_have_one_budget(
         assert again.exit_code == 6 and "spent or reserved by 1 runs" in again.err, again.err
 
 
+@pytest.mark.slow
 def test_patience_that_ends_a_run_gives_back(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.json"
     # Too slow to better anything, so the second epoch is the last.
