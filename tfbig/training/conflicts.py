@@ -95,7 +95,7 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         # A profile holds the compiled step, constants included, and the noise's key is one.
         lambda c: c.dp.is_private and c.train.profile_steps is not None,
         "--train.profile_steps writes the compiled step of a private run, and with it the key of its noise, to "
-        "tensorboard/; profile the same run without --dp.",
+        "tensorboard/; leave it out, and profile the same run without --dp.",
     ),
     (
         lambda c: c.dp.ledger_epsilon is not None and c.dp.ledger is None,
