@@ -44,7 +44,9 @@ def _replaced(layer: keras.layers.Layer) -> keras.layers.Layer:
     if isinstance(layer, keras.Model):
         return with_group_norm(layer)
     if not isinstance(layer, keras.layers.BatchNormalization):
-        _refuse_hidden(layer)
+        # An addition and its like is an operation of the graph and no layer.
+        if isinstance(layer, keras.layers.Layer):
+            _refuse_hidden(layer)
         return layer.__class__.from_config(layer.get_config())
     return keras.layers.GroupNormalization(
         groups=_num_groups(layer.input.shape, layer.axis),
