@@ -50,6 +50,8 @@ def test_every_flag_that_the_documentation_names_exists(project_root: Path) -> N
     # Of tools, of predict, of audit and of cache.
     known |= {"slow", "json", "seeds", "signature", "batch_size", "format", "canaries", "seed", "seconds"}
     known |= {"clear"}
+    for bench in (project_root / "tools" / "bench").glob("*.py"):
+        known |= set(re.findall(r'add_argument\("--([a-z_]+)"', bench.read_text()))
     pages = [project_root / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "pipelines/README.md")]
     for page in pages + sorted((project_root / "docs").rglob("*.md")):
         for name in re.findall(r"--([a-z][a-z0-9_.]+[a-z0-9_])", page.read_text()):
