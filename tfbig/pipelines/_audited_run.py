@@ -145,8 +145,9 @@ def refuse_other_promise(
 
 
 def _same(one: object, other: object) -> bool:
-    both_floats = isinstance(one, float) and isinstance(other, float)
-    return math.isclose(one, other, rel_tol=1e-9) if both_floats else one == other  # type: ignore[arg-type]
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return one == other
 
 
 def state_for_audit(run: RunDirectory, seed: int) -> PrivateState:

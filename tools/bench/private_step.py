@@ -27,9 +27,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "private_step"))
 
 from environments import OPACUS, TF_PRIVACY, Environment, Unavailable, clean_variables, interpreter
+from flags import add_environments, names
 from processes import TIMEOUT_S, VARIABLES, child
 from rows import ROWS
 
@@ -120,24 +120,12 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    parser.add_argument("--only", type=_names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    parser.add_argument("--rows", type=_names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
+    parser.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
+    parser.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
     parser.add_argument("--seconds", type=_seconds, default=20.0, help="CPU time a measurement (default %(default)s)")
     parser.add_argument("--jit", action="store_true", help="compile tfbig's steps with XLA, the plain one too")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tfbig" / "bench"
-    parser.add_argument("--environments", type=Path, default=cache, help="folder of the peers' venvs (%(default)s)")
+    add_environments(parser)
     return parser
-
-
-def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        given = text.split(",")
-        for name in given:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}; join several by commas")
-        return given
-
-    return names
 
 
 def _seconds(text: str) -> float:

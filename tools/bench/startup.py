@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "startup"))
 
 from environments import HF_TRAINER, Environment, Unavailable, clean_variables, interpreter
 from first_step import IMAGES_A_CLASS, NUM_CLASSES, SIDE
+from flags import add_environments
 from processes import HARNESS, VARIABLES, Worker
 
 SCRIPTS = Path(__file__).resolve().parent / "startup"
@@ -86,8 +87,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", type=_tools, default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
     made.add_argument("--rounds", type=_rounds, default=5, help="after the one that is left out (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of weights, pictures and batches (default %(default)s)")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tfbig" / "bench"
-    made.add_argument("--environments", type=Path, default=cache, help="folder of the peer's venv (%(default)s)")
+    add_environments(made)
     return made
 
 

@@ -32,7 +32,7 @@ import logging
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training_step"))
 
 from environments import HF_TRAINER, Environment, Unavailable, clean_variables, interpreter
+from flags import add_environments, names
 from processes import HARNESS, VARIABLES, Worker
 from work import BATCH_SIZE, ROOF_SIDE, ROWS
 
@@ -129,26 +130,14 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--only", type=_names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    made.add_argument("--rows", type=_names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
+    made.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
+    made.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
     made.add_argument("--turns", type=_count, default=7, help="of each tool (default %(default)s)")
     made.add_argument("--steps", type=_count, default=3, help="in a turn (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of weights, images and batches (default %(default)s)")
     made.add_argument("--transform", default="", help="MODULE:FUNCTION, Model -> Model, tried on tfbig's network")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "tfbig" / "bench"
-    made.add_argument("--environments", type=Path, default=cache, help="folder of the peer's venv (%(default)s)")
+    add_environments(made)
     return made
-
-
-def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        given = text.split(",")
-        for name in given:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}; join several by commas")
-        return given
-
-    return names
 
 
 def _count(text: str) -> int:

@@ -10,14 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfbig.data.splits import Batch
-from tfbig.gradients.private.checks import (
-    PROBED_SIZES,
-    choose_engine,
-    refuse_added_losses,
-    refuse_mixing,
-    refuse_unsound,
-    synthetic_batch,
-)
+from tfbig.gradients.private.checks import checked_engine
 from tfbig.gradients.private.clipping import Clipped, Engine, Losses, OutputSpec
 from tfbig.objectives.supervised import classification
 
@@ -52,12 +45,7 @@ class Private:
 def prepare(network: keras.Model, losses: Losses | None = None) -> Private:
     """As tfbig.gradients.private.rule.private does it."""
     losses = classification(NUM_CLASSES).losses if losses is None else losses
-    refuse_unsound(network)
-    synthetic = synthetic_batch(network, np.zeros(1, "int32"))
-    for num_examples in PROBED_SIZES:
-        refuse_mixing(losses, network, synthetic_batch(network, np.zeros(1, "int32"), num_examples=num_examples))
-    refuse_added_losses(network)
-    return Private(network, losses, *choose_engine(losses, network, synthetic))
+    return Private(network, losses, *checked_engine(losses, network, np.zeros(1, "int32")))
 
 
 def example_gradients(losses: Losses, network: keras.Model, batch: Batch) -> list[np.ndarray]:

@@ -25,9 +25,30 @@ from tfbig.networks.hub import HubLayer
 log = logging.getLogger(__name__)
 
 _NUM_SYNTHETIC = 3
-PROBED_SIZES = (_NUM_SYNTHETIC, 7)
-"""Batches on which `refuse_mixing` is to be tried: what mixes by a fixed distance may show in one of them alone."""
+# What mixes examples at a fixed distance may show in one of them alone.
+_PROBED_SIZES = (_NUM_SYNTHETIC, 7)
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+def checked_engine(losses: Losses, network: keras.Model, labels: np.ndarray) -> tuple[Engine, OutputSpec]:
+    """Refuses what cannot be trained privately, and chooses the engine for the rest.
+
+    Args:
+        losses: An Objective's.
+        network: As it will be trained.
+        labels: The training labels, of which only the shape and type are used.
+
+    Returns:
+        As `choose_engine`.
+
+    Raises:
+        UsageError: The network or the losses cannot be trained privately; the message says what to change.
+    """
+    refuse_unsound(network)
+    for num_examples in _PROBED_SIZES:
+        refuse_mixing(losses, network, synthetic_batch(network, labels, num_examples=num_examples))
+    refuse_added_losses(network)
+    return choose_engine(losses, network, synthetic_batch(network, labels))
 
 
 def refuse_unsound(network: keras.Model) -> None:

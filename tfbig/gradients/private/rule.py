@@ -15,14 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.splits import Batch
-from tfbig.gradients.private.checks import (
-    PROBED_SIZES,
-    choose_engine,
-    refuse_added_losses,
-    refuse_mixing,
-    refuse_unsound,
-    synthetic_batch,
-)
+from tfbig.gradients.private.checks import checked_engine
 from tfbig.gradients.private.clipping import Engine, Losses, OutputSpec, in_microbatches
 from tfbig.gradients.private.noise import GaussianNoise, Noise, TreeNoise
 from tfbig.gradients.private.norm_bound import AdaptiveNorm, FixedNorm, NormBound
@@ -132,12 +125,7 @@ def private(
     Raises:
         UsageError: The network or the losses cannot be trained privately; the message says what to change.
     """
-    refuse_unsound(network)
-    batch = synthetic_batch(network, labels)
-    for num_examples in PROBED_SIZES:
-        refuse_mixing(losses, network, synthetic_batch(network, labels, num_examples=num_examples))
-    refuse_added_losses(network)
-    engine, output_spec = choose_engine(losses, network, batch)
+    engine, output_spec = checked_engine(losses, network, labels)
     return PrivateRule(
         engine,
         bound=_bound(clip_norm, clip_quantile, noise_multiplier, expected_batch),

@@ -7,18 +7,8 @@ import importlib.metadata
 import first_step
 import keras
 from first_step import arguments
+from keras_turns import AfterStep
 from turns import Turns
-
-
-class AfterStep(keras.callbacks.Callback):
-    """Tells `turns` of each step."""
-
-    def __init__(self, turns: Turns) -> None:
-        super().__init__()
-        self._turns = turns
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self._turns.step_done()
 
 
 def main() -> None:

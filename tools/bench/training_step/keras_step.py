@@ -9,20 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 import work
+from keras_turns import AfterStep
 from networks import num_trained, plain
 from turns import Turns
 from work import ROWS
-
-
-class AfterStep(keras.callbacks.Callback):
-    """Tells `turns` of each step."""
-
-    def __init__(self, turns: Turns) -> None:
-        super().__init__()
-        self._turns = turns
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self._turns.step_done()
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import work
-from keras_step import AfterStep
+from keras_turns import AfterStep
 from networks import multiply_adds, num_trained, vit_features
 from turns import Turns
 from work import ROWS, Row
