@@ -203,6 +203,8 @@ def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarra
 Augment: TypeAlias = Callable[[Batch, tf.Tensor], Batch]
 
 
+# Conversion of Python's `if` and `for` on tensors takes half a second, and nothing here needs it.
+@tf.autograph.experimental.do_not_convert
 def batches(
     split: Split,
     plan: Plan,
