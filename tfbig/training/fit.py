@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfbig.config import RunConfig, flatten
 from tfbig.data.sources import resolved
@@ -230,13 +231,16 @@ def _tensorboard(
     assembly: Assembly, config: RunConfig, run: RunDirectory, ledger: callbacks.Ledger
 ) -> TensorBoardLog:
     is_private = assembly.privacy is not None
-    first = batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)
+
+    def first_batch() -> tf.Tensor:
+        return next(iter(batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)))[0]
+
     return TensorBoardLog(
         run.tensorboard,
         ledger,
         hyperparameters=flatten(config),
         # Private examples are shown nowhere.
-        first_batch=None if is_private else next(iter(first))[0],
+        first_batch=None if is_private else first_batch,
         notice=NOT_PRIVATE if is_private else None,
         graph=assembly.network if config.train.log_graph else None,
         profile_steps=config.train.profile_steps,

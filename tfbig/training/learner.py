@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -67,6 +69,26 @@ class Learner(keras.Model):
         losses, outputs = self._losses(self.network, batch, training=False)
         return self._judge(batch, losses, outputs)
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes `train_function` of `train_step`, as Keras does."""
+        if not self._is_one_graph:
+            super().make_train_function(force)
+        elif force or self.train_function is None:
+            self.train_function = _from_iterator(self.train_step)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes `test_function` of `test_step`, as Keras does."""
+        if not self._is_one_graph:
+            super().make_test_function(force)
+        elif force or self.test_function is None:
+            self.test_function = _from_iterator(self.test_step)
+
+    @property
+    def _is_one_graph(self) -> bool:
+        """Whether a step needs no graph around it: neither for XLA nor for several devices."""
+        one_device = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()
+        return one_device and not (self.jit_compile or self.run_eagerly) and self.steps_per_execution == 1
+
     def _judge(self, batch: Batch, losses: tf.Tensor, outputs: tf.Tensor) -> dict[str, tf.Tensor]:
         self._loss.update_state(losses, sample_weight=batch.weight)
         for judge in self._judges:
@@ -78,3 +100,8 @@ class Learner(keras.Model):
         before = tf.convert_to_tensor(self.diverged_at)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         self.diverged_at.assign(tf.where((num_bad == 0) | (before != NEVER), before, step))
+
+
+def _from_iterator(step: Callable) -> Callable:
+    """A step as one graph. Keras calls the graph of a step from another, and each passes every variable."""
+    return tf.function(lambda iterator: step(iterator.get_next()), autograph=False, reduce_retracing=True)

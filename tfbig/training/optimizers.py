@@ -74,7 +74,7 @@ class _Fused:
         self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: tf.Tensor
     ) -> None:
         rate = tf.convert_to_tensor(learning_rate)
-        shared = (rate, rate * self._slow_scale, *self._powers())
+        shared = (rate, rate * self._slow_scale, *self._shared())
         super()._backend_update_step(grads, trainable_variables, shared)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tuple[tf.Tensor, ...]) -> None:
@@ -83,25 +83,26 @@ class _Fused:
         Args:
             gradient: Of the whole batch.
             variable: TensorFlow's own.
-            learning_rate: What all variables of the step share: two rates, and what `_powers` gives.
+            learning_rate: What all variables of the step share: two rates, and what `_shared` gives.
         """
         index = self._get_variable_index(variable)
         whole = id(self._trainable_variables[index])
-        rate, slow_rate, *powers = learning_rate
+        rate, slow_rate, *shared = learning_rate
         if whole in self._slow_ids:
             rate = slow_rate
         if self.weight_decay and whole not in self._undecayed_ids:
             variable.assign_sub(variable * (rate * self.weight_decay))
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
-        self._update(variable, index, gradient, rate, *powers)
+        self._update(variable, index, gradient, rate, *shared)
 
 
 class FusedAdamW(_Fused, keras.optimizers.AdamW):
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) by `ResourceApplyAdam`."""
 
-    def _powers(self) -> tuple[tf.Tensor, ...]:
+    def _shared(self) -> tuple[tf.Tensor, ...]:
+        beta1, beta2, epsilon = (tf.constant(value) for value in (self.beta_1, self.beta_2, self.epsilon))
         step = tf.cast(self.iterations + 1, tf.float32)
-        return tf.pow(self.beta_1, step), tf.pow(self.beta_2, step)
+        return beta1, beta2, epsilon, tf.pow(beta1, step), tf.pow(beta2, step)
 
     def _update(
         self,
@@ -109,6 +110,9 @@ class FusedAdamW(_Fused, keras.optimizers.AdamW):
         index: int,
         gradient: tf.Tensor,
         rate: tf.Tensor,
+        beta1: tf.Tensor,
+        beta2: tf.Tensor,
+        epsilon: tf.Tensor,
         beta1_power: tf.Tensor,
         beta2_power: tf.Tensor,
     ) -> None:
@@ -119,9 +123,9 @@ class FusedAdamW(_Fused, keras.optimizers.AdamW):
             beta1_power=beta1_power,
             beta2_power=beta2_power,
             lr=rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
             grad=gradient,
         )
 
@@ -129,19 +133,17 @@ class FusedAdamW(_Fused, keras.optimizers.AdamW):
 class FusedSGD(_Fused, keras.optimizers.SGD):
     """Gradient descent with momentum by `ResourceApplyKerasMomentum`."""
 
-    def _powers(self) -> tuple[tf.Tensor, ...]:
-        return ()
+    def _shared(self) -> tuple[tf.Tensor, ...]:
+        return (tf.constant(self.momentum),)
 
-    def _update(self, variable: tf.Variable, index: int, gradient: tf.Tensor, rate: tf.Tensor) -> None:
+    def _update(
+        self, variable: tf.Variable, index: int, gradient: tf.Tensor, rate: tf.Tensor, momentum: tf.Tensor
+    ) -> None:
         if not self.momentum:
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
             return
         tf.raw_ops.ResourceApplyKerasMomentum(
-            var=variable.handle,
-            accum=self.momentums[index].value.handle,
-            lr=rate,
-            grad=gradient,
-            momentum=self.momentum,
+            var=variable.handle, accum=self.momentums[index].value.handle, lr=rate, grad=gradient, momentum=momentum
         )
 
 
