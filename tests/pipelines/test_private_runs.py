@@ -530,7 +530,8 @@ def test_the_last_of_three_runs_is_refused(arguments: Callable[..., list[str]], 
     assert third.exit_code == 6, third.err
     spent = _poisson_epsilon(2 * PER_EPOCH)
     assert f"{spent:.2f}" in third.err and "of epsilon 6.2" in third.err and "2 runs" in third.err
-    assert not list((tmp_path / "three").rglob("*.npz")) and not (tmp_path / "three" / "dp.json").exists()
+    # Nothing bars the folder to the same run with other settings.
+    assert not (tmp_path / "three").exists()
     # What is there is answered without a charge.
     assert _command(words).exit_code == 0 and ledger.read_bytes() == before
 
