@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from tfbig.config import RunConfig, flatten
+from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
-from tfbig.pipelines._search import search
+from tfbig.pipelines._search import search, work
 from tfbig.pipelines._search_space import check_search
+from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
@@ -87,18 +90,38 @@ def run(task: Task, config: RunConfig) -> Outcome:
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, config), 0
-    path = Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
+        return dry_run(task, dataclasses.replace(config, tune=TuneConfig())), 0
+    worker = worker_number() if config.tune.is_search else None
+    if worker is not None:
+        end_with_launcher()
+        return work(task, config, RunDirectory(_path_of(task, config)), worker)
+    with held(task, config) as (run_directory, finished):
+        if finished is not None:
+            return finished
+        return (search if config.tune.is_search else _run_in)(task, config, run_directory)
+
+
+@contextlib.contextmanager
+def held(task: Task, config: RunConfig) -> Iterator[tuple[RunDirectory, Outcome | None]]:
+    """Holds a run's folder for this process, and notes there how the block ends where it fails.
+
+    Args:
+        task: The job.
+        config: Everything about the run.
+
+    Yields:
+        The folder, and what its finished run gave; None where there is something to do.
+    """
+    path = _path_of(task, config)
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
         if finished is not None:
             how = "stopped at its privacy budget" if finished[1] else "is finished"
             log.warning("%s %s; --resume never trains it again", path, how)
-            return finished
         # With --resume never, what is there is the earlier run's until the folder is cleared.
         foreign = run_directory.read_json("status.json") if config.resume == "never" else None
         try:
-            return (search if config.tune.is_search else _run_in)(task, config, run_directory)
+            yield run_directory, finished
         except BaseException as error:
             if (path / "config.yaml").exists() and run_directory.read_json("status.json") != foreign:
                 stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
@@ -118,9 +141,14 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
     return result, Interrupted.exit_code if is_stopped else 0
 
 
+def _path_of(task: Task, config: RunConfig) -> Path:
+    return Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
+
+
 def _run_name(task: Task, config: RunConfig) -> str:
     """Tells configurations apart, so that the same command finds its own run."""
-    same = {name: value for name, value in flatten(config).items() if name not in ("run_dir", "resume", "export.dir")}
+    left_out = ("run_dir", "resume", "export.dir", *(() if config.tune.is_search else ("tune.",)))
+    same = {name: value for name, value in flatten(config).items() if not name.startswith(left_out)}
     digest = hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=4).hexdigest()
     source = "".join(c if c.isalnum() else "-" for c in config.data.source.rstrip("/").split(":")[-1].split("/")[-1])
     return f"{task.name}-{source[:40] or 'data'}-{digest}"

@@ -46,11 +46,29 @@ def search(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcom
         DivergedError: All trials failed.
     """
     begin(task, config, run_directory)
+    return work(task, config, run_directory, 0)
+
+
+def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int) -> Outcome:
+    """One worker's part of a search that has begun: trials until all have ended, and with number 0 the conclusion.
+
+    Args:
+        task: The job.
+        config: With a search, free of conflicts.
+        run_directory: Of the search, locked by whoever began it.
+        number: Of the worker, from 0.
+
+    Raises:
+        DivergedError: All trials failed.
+    """
     splits = task.load(config)
     refuse_other_data(splits.manifest, run_directory)
-    run_directory.write_json("data_manifest.json", dict(splits.manifest))
+    if number == 0:
+        run_directory.write_json("data_manifest.json", dict(splits.manifest))
     trials = trials_of(task, config, run_directory)
     run_trials(task, config, trials, splits)
+    if number > 0:
+        return {}, 0
     return _concluded(task, config, run_directory, trials, splits)
 
 
@@ -118,7 +136,8 @@ def _run_trial(
 
     trial, run = begun
     try:
-        scores, seconds, facts = [], 0.0, {}
+        scores: list[float] = []
+        seconds, facts = 0.0, dict[str, float]()
         for execution in range(config.tune.executions):
             with contextlib.ExitStack() as held:
                 folder = run.path.with_name(f"{trial.name}.{execution}")
@@ -137,6 +156,7 @@ def _run_trial(
     except (KeyboardInterrupt, Interrupted) as error:
         if (run.path / "config.yaml").exists():
             run.update_status("interrupted", reason=str(error) or "interrupted", finished=now())
+        trials.pause(trial)
         raise
     trials.end(trial, score=sum(scores) / len(scores), seconds=round(seconds, 3), facts=facts)
     best = trials.best

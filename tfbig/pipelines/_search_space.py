@@ -88,7 +88,7 @@ def _range(name: str, kind: Kind, values: tuple[Value, ...]) -> Parameter:
         )
     low, high = values
     if not low < high:  # type: ignore[operator]
-        raise UsageError(f"tune.space.{name}.{kind} must be [LOW, HIGH] with LOW below HIGH, got {shown}; turn it round.")
+        raise UsageError(f"tune.space.{name}.{kind} must be [LOW, HIGH], LOW below HIGH, got {shown}; turn it round.")
     if kind == "log" and not low > 0:  # type: ignore[operator]
         raise UsageError(f"tune.space.{name}.log must have a LOW above 0, got {shown}; give linear, or a higher LOW.")
     return Parameter(name, kind, values, is_whole=type(low) is int)
@@ -116,8 +116,8 @@ def _refuse_fixed(config: RunConfig, name: str) -> None:
         raise UsageError(f"tune.space cannot hold {name}, which is of the search as a whole; leave it out.")
     if name == "train.epochs" and config.tune.tuner == "hyperband":
         raise UsageError(
-            "tune.space cannot hold train.epochs with --tune.tuner hyperband, which sets each trial's epochs itself, up "
-            "to --train.epochs; leave it out."
+            "tune.space cannot hold train.epochs with --tune.tuner hyperband, which sets each trial's epochs itself, "
+            "up to --train.epochs; leave it out."
         )
     is_cost = name.startswith(_OF_THE_PRIVACY) and name not in _FREE_IN_PRIVATE
     if config.dp.is_private and is_cost:

@@ -85,6 +85,7 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise EnvironmentFault(
-                f"{self.path} cannot be written ({error.strerror or error}); make room, and give the same command again."
+                f"{self.path} cannot be written ({error.strerror or error}); make room, and give the same command "
+                "again."
             ) from error
         self._read_to += len(line)
