@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     ))
     _add_launch(commands.add_parser(
         "launch", parents=[shared], allow_abbrev=False, help="a job in several processes of this machine",
-        description="Run a job's command in several processes of this machine: with --tune a search for settings, whose "
-        "trials the processes divide among them.",
+        description="Run a job's command in several processes of this machine: with --tune a search for settings, "
+        "whose trials the processes divide among them.",
     ))
     cache = commands.add_parser(
         "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",

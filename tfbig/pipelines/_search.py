@@ -109,6 +109,7 @@ def run_trials(task: Task, config: RunConfig, trials: Trials, splits: Splits) ->
     import keras
     import tensorflow as tf
 
+    log.info("the trials are in %s", trials.folder)
     # Each trial has a network of its own, which is traced once.
     tf.get_logger().addFilter(lambda line: "triggered tf.function retracing" not in line.getMessage())
     while True:
@@ -118,7 +119,7 @@ def run_trials(task: Task, config: RunConfig, trials: Trials, splits: Splits) ->
                 return
             trial, run = begun
             shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.values.items())
-            log.info("trial %d of %d: %s", trial.number + 1, trials.max_trials, shown)
+            log.info("trial %s of %d: %s", trial.name, trials.max_trials, shown)
             _run_trial(task, config, trials, splits, begun=(trial, run))
         # The next one gets the memory, and names and seeds as if it were the first.
         keras.utils.clear_session()
@@ -133,6 +134,8 @@ def _run_trial(
     task: Task, config: RunConfig, trials: Trials, splits: Splits, *, begun: tuple[Trial, RunDirectory]
 ) -> None:
     import tensorflow as tf
+
+    from tfbig.training.tensorboard import write_trial
 
     trial, run = begun
     try:
@@ -151,19 +154,19 @@ def _run_trial(
         reason = str(error) if isinstance(error, (DivergedError, UsageError)) else "the memory is too small"
         run.update_status("failed", reason=reason, finished=now())
         trials.fail(trial, reason)
-        log.warning("trial %d failed: %s", trial.number + 1, reason)
+        log.warning("trial %s failed: %s", trial.name, reason)
         return
     except (KeyboardInterrupt, Interrupted) as error:
         if (run.path / "config.yaml").exists():
             run.update_status("interrupted", reason=str(error) or "interrupted", finished=now())
         trials.pause(trial)
         raise
-    trials.end(trial, score=sum(scores) / len(scores), seconds=round(seconds, 3), facts=facts)
+    score = sum(scores) / len(scores)
+    write_trial(trials.folder.parent / "tensorboard", trial.name, trial.values, {"validation_loss": score, **facts})
+    trials.end(trial, score=score, seconds=round(seconds, 3), facts=facts)
     best = trials.best
-    log.info(
-        "trial %d: validation loss %.4g; best so far %.4g, of trial %d",
-        trial.number + 1, trial.score, best and best.score, best and best.number + 1,
-    )  # fmt: skip
+    told = "" if best is None else f"; best so far {best.score:.4g}, of trial {best.name}"
+    log.info("trial %s: validation loss %.4g%s", trial.name, score, told)
 
 
 def _config_of(config: RunConfig, trial: Trial, run: RunDirectory, execution: int = 0) -> RunConfig:
@@ -224,10 +227,11 @@ def _concluded(
 
     trials.refresh()
     best = trials.best
+    run_directory.write_json("search.json", _summary(task, config, trials))
     if best is None:
         raise DivergedError(
-            f"All {len(trials.all)} trials of the search failed, the first because: {trials.all[0].reason} Give a space "
-            "with lower learning rates, or the settings of a run that works."
+            f"All {len(trials.all)} trials of the search failed, the first because: {trials.all[0].reason} Give a "
+            "space with lower learning rates, or begin from the settings of a run that works."
         )
     winner = dataclasses.replace(_config_of(config, best, run_directory), export=config.export)
     shutil.rmtree(run_directory.checkpoints, ignore_errors=True)
@@ -245,3 +249,35 @@ def _concluded(
         run_directory.write_json("environment.json", describe(devices=[], num_replicas=strategy.num_replicas_in_sync))
         result = conclude(task, winner, run_directory, assembly, ledger=ledger, epsilon=None)
     return result, 0
+
+
+_TOLD = ("number", "values", "state", "score", "reason", "seconds", "facts")
+
+
+def _summary(task: Task, config: RunConfig, trials: Trials) -> dict[str, object]:
+    """The content of search.json."""
+    from tfbig.evaluation.importance import importance
+
+    space: list[dict[str, object]] = [
+        {"name": each.name, "kind": each.kind, "values": list(each.values)} for each in parameters(task, config)
+    ]
+    epochs = sorted({trial.values["train.epochs"] for trial in trials.all if "train.epochs" in trial.values}, key=str)
+    if config.tune.tuner == "hyperband":
+        space.append({"name": "train.epochs", "kind": "choice", "values": epochs})
+    done = [trial for trial in trials.all if trial.score is not None]
+    scores = [trial.score or 0.0 for trial in done]
+    found = []
+    for each in space:
+        values = [trial.values[str(each["name"])] for trial in done]
+        decided = importance(values, scores, is_range=each["kind"] != "choice", seed=config.runtime.seed)
+        found.append({"name": each["name"], "share": decided.share, "chance": decided.chance})
+    best = trials.best
+    return {
+        "tuner": config.tune.tuner,
+        "executions": config.tune.executions,
+        "best": None if best is None else best.number,
+        "settings": {} if best is None else best.values,
+        "parameters": space,
+        "importance": found,
+        "trials": [{name: getattr(trial, name) for name in _TOLD} for trial in trials.all],
+    }
