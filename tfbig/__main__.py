@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | cache`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | launch | cache`: about the whole package, not one job.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
-from tfbig.errors import TfbigError
+from tfbig.errors import Interrupted, TfbigError, UsageError
 from tfbig.startup import import_tensorflow
 
 _EXAMPLES = """examples:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TfbigError as error:
         if options.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     ledger.add_argument("file", type=Path, metavar="FILE", help="what runs were given as --dp.ledger")
     ledger.set_defaults(command=_ledger)
+    _add_launch(commands.add_parser(
+        "launch", parents=[shared], allow_abbrev=False, help="a job in several processes of this machine",
+        description="Run a job's command in several processes of this machine: with --tune a search for settings, "
+        "whose trials the processes divide among them.",
+    ))
     cache = commands.add_parser(
         "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",
         description="Features of frozen backbones (--adapt.mode head), kept in the folder TFBIG_CACHE, by default in "
@@ -160,6 +165,24 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
         help="look at the run's first steps only, against what they claim (default: all)",
     )
     parser.set_defaults(command=_audit)
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tune", action="store_true", help="a search; its space is the job's tune.space")
+    parser.add_argument(
+        "--workers", type=_whole(1), default=2, metavar="INT", help="processes; each gets a GPU where there are some"
+    )
+    parser.add_argument("job", metavar="JOB", help="a job's name, as in python -m tfbig.pipelines.NAME, or a module")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
+    parser.set_defaults(command=_launch)
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._search_workers import launch_search
+
+    if not options.tune:
+        raise UsageError("launch needs --tune.")
+    print(launch_search(options.job, options.words, options.workers))
 
 
 def _whole(least: int) -> Callable[[str], int]:
