@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -25,12 +26,12 @@ from tfbig.training.fit import fit
 from tfbig.training.run_directory import open_run
 
 
-def splits(side: int) -> Splits:
+def splits() -> Splits:
     """Labels under as many indices as steps could ask for; the images come when the network says their size."""
     labels = np.resize(np.arange(same.NUM_CLASSES, dtype=np.int32), same.NUM_EXAMPLES)
     empty = Split(fetch=tf.identity, labels=labels, names=range(len(labels)))
     spec = DataSpec(
-        features=tf.TensorSpec((None, side, side, 3), tf.float32),
+        features=tf.TensorSpec((None, None, None, 3), tf.float32),
         num_train=len(labels),
         class_names=tuple(str(label) for label in range(same.NUM_CLASSES)),
     )
@@ -65,10 +66,12 @@ def main() -> None:
     args = arguments()
     config: RunConfig = same.configuration(args)
     task = dataclasses.replace(TASK, prepare=lambda empty, network: in_memory(empty, network, args.seed))
-    callbacks.DivergenceGuard = told(Turns(warm_up_steps=same.WARM_UP_STEPS, facts={"versions": {"tfbig": tfbig.__version__}}))
-    with runtime(strategy="none", precision="float32", seed=args.seed) as strategy, tempfile.TemporaryDirectory() as folder:
-        with open_run(Path(folder) / "run") as run:
-            fit(assemble(task, config, splits(config.data.image_size or 32), strategy), config, run)
+    facts: dict[str, object] = {"versions": {"tfbig": tfbig.__version__}}
+    callbacks.DivergenceGuard = told(Turns(warm_up_steps=same.WARM_UP_STEPS, facts=facts))
+    with contextlib.ExitStack() as stack:
+        strategy = stack.enter_context(runtime(strategy="none", precision="float32", seed=args.seed))
+        run = stack.enter_context(open_run(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"))
+        fit(assemble(task, config, splits(), strategy), config, run)
 
 
 if __name__ == "__main__":
