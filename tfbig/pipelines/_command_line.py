@@ -305,11 +305,18 @@ def _put(space: Space, entry: str, value: object) -> None:
 
 
 def nearest_flag(name: str, known: Mapping[str, Flag]) -> str:
-    """' Did you mean --X?': compares whole names, then last parts, so that --epochs finds --train.epochs."""
+    """' Did you mean --X?' for a flag that does not exist.
+
+    Flags of its group that end with its last part come first (--dp.epsilon: --dp.target_epsilon or --dp.max_epsilon);
+    then whole names are compared, and then last parts, so that --epochs finds --train.epochs.
+    """
+    group, _, last = name.rpartition(".")
+    longer = [flag for flag in known if flag.startswith(f"{group}.") and flag.endswith(f"_{last}")]
     last_parts = {flag.rsplit(".", 1)[-1]: flag for flag in known}
-    part = closest(name.rsplit(".", 1)[-1], last_parts)
+    part = closest(last, last_parts)
     found = closest(name, known) or (last_parts[part] if part else None)
-    return f" Did you mean --{found}?" if found else ""
+    near = longer or ([found] if found else [])
+    return f" Did you mean {' or '.join(f'--{flag}' for flag in near)}?" if near else ""
 
 
 def _as_text(value: object) -> str:
