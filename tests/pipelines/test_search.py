@@ -127,7 +127,8 @@ def _trials_told(run: Path) -> int:
 
 @pytest.mark.slow
 def test_a_search_that_was_interrupted_three_times_equals_one_that_was_not(tmp_path: Path) -> None:
-    job = ["tfbig.pipelines.image_finetune", *SMALL, *SPACE, "--tune.max_trials", "5", "--train.checkpoint_every_s", "0"]
+    job = ["tfbig.pipelines.image_finetune", *SMALL, *SPACE, "--tune.max_trials", "5"]
+    job += ["--train.checkpoint_every_s", "0"]
     whole = _started([*job, "--run_dir", "whole"], tmp_path)
     assert whole.wait(timeout=600) == 0, whole.stderr.read()[-2000:]
     draw = random.Random(os.environ.get("TFBIG_SEED", "search"))
