@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -18,13 +19,19 @@ from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
 from tfbig.pipelines._export import export_version
+from tfbig.pipelines._workers import (
+    chiefs_private_state, common_settings, refuse_other_data_than_chiefs, telling_losses, unseen, workers_of,
+)  # fmt: skip
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
+from tfbig.team import Team, meet
 from tfbig.training.conflicts import check_conflicts
-from tfbig.training.run_directory import RunDirectory, now, open_run
+from tfbig.training.run_directory import RunDirectory, UnwrittenRun, now, open_run
 from tfbig.training.task import Task
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from tfbig.evaluation.evaluate import Evaluation
     from tfbig.training.assembly import Assembly
     from tfbig.training.callbacks import Ledger
@@ -87,25 +94,59 @@ def run(task: Task, config: RunConfig) -> Outcome:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
-    import_tensorflow()
+    # Before TensorFlow is loaded, so that a mistake in TF_CONFIG or a missing worker is said without it.
+    workers = workers_of(config)
+    if config.dry_run:
+        import_tensorflow()
+        _check_export(config)
+        return dry_run(task, config), 0
+    team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    try:
+        import_tensorflow()
+        outcome = _run_as_chief(task, config, team) if team.is_chief else _run_as_worker(task, config, team)
+    except BaseException as error:
+        team.leave(error)
+        raise
+    team.leave(None)
+    return outcome
+
+
+def _check_export(config: RunConfig) -> None:
     if config.export.dir:
         from tfbig.serving.staging import check_writable
 
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
-    if config.dry_run:
-        return dry_run(task, config), 0
+
+
+def _run_as_worker(task: Task, config: RunConfig, team: Team) -> Outcome:
+    """Trains with the others; evaluation, export and all files are the chief's."""
+    if not team.decide({})["is_finished"]:
+        with telling_losses(team):
+            with _runtime(config, team) as strategy:
+                _trained(task, config, UnwrittenRun(unseen(config.run_dir)), team, strategy)
+    ended = team.decide({})
+    return cast(dict[str, object], ended["result"]), cast(int, ended["exit_code"])
+
+
+def _run_as_chief(task: Task, config: RunConfig, team: Team) -> Outcome:
+    _check_export(config)
     path = Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
+        team.decide({"is_finished": finished is not None})
         if finished is not None:
             how = "stopped at its privacy budget" if finished[1] else "is finished"
             log.warning("%s %s; --resume never trains it again", path, how)
+            team.decide({"result": finished[0], "exit_code": finished[1]})
             return finished
         # With --resume never, what is there is the earlier run's until the folder is cleared.
         foreign = run_directory.read_json("status.json") if config.resume == "never" else None
         try:
-            return _run_in(task, config, run_directory)
+            with telling_losses(team):
+                result, exit_code = _run_in(task, config, run_directory, team)
+            team.decide({"result": result, "exit_code": exit_code})
+            return result, exit_code
         except BaseException as error:
             if (path / "config.yaml").exists() and run_directory.read_json("status.json") != foreign:
                 stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
@@ -114,36 +155,10 @@ def run(task: Task, config: RunConfig) -> Outcome:
             raise
 
 
-def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcome:
-    import tensorflow as tf
-
-    from tfbig.runtime import runtime
-    from tfbig.training import private_state
-    from tfbig.training.assembly import assemble
-    from tfbig.training.environment import describe
-    from tfbig.training.fit import begin_anew, fit
-
-    settings = config.runtime
-    with runtime(
-        strategy=settings.strategy,
-        precision=settings.precision,
-        seed=settings.seed,
-        exact_float32=config.dp.is_private,
-    ) as strategy:
-        # A private run that goes on draws with the secret that it began with.
-        goes_on = config.dp.is_private and config.resume != "never"
-        state = private_state.read(run_directory.checkpoints) if goes_on else None
-        assembly = assemble(task, config, task.load(config), strategy, state)
-        devices = [device.name for device in tf.config.list_logical_devices()]
-        environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
-        if config.resume == "never":
-            begin_anew(assembly, config, run_directory)
-        run_directory.update_status("running")
-        _refuse_other_data(assembly.splits.manifest, run_directory)
-        run_directory.write_text("config.yaml", to_yaml(task, config))
-        run_directory.write_json("environment.json", environment)
-        run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
-        ledger = fit(assembly, config, run_directory)
+def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory, team: Team) -> Outcome:
+    with _runtime(config, team) as strategy:
+        assembly, ledger = _trained(task, config, run_directory, team, strategy)
+        team.release()
         evaluation = _judge(assembly, config, run_directory, ledger)
         exported = export_version(task, assembly, Path(config.export.dir).expanduser()) if config.export.dir else None
     figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
@@ -160,6 +175,51 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
     )
     _write_card(run_directory)
     return result, Interrupted.exit_code if is_stopped else 0
+
+
+def _runtime(config: RunConfig, team: Team) -> AbstractContextManager[tf.distribute.Strategy]:
+    from tfbig.runtime import runtime
+
+    settings = config.runtime
+    return runtime(
+        strategy=settings.strategy,
+        precision=settings.precision,
+        seed=settings.seed,
+        exact_float32=config.dp.is_private,
+        team=team,
+    )
+
+
+def _trained(
+    task: Task, config: RunConfig, run_directory: RunDirectory, team: Team, strategy: tf.distribute.Strategy
+) -> tuple[Assembly, Ledger]:
+    """All workers' part: the same steps on the same data, and the chief's of writing them down."""
+    import tensorflow as tf
+
+    from tfbig.training import private_state
+    from tfbig.training.assembly import assemble
+    from tfbig.training.environment import describe
+    from tfbig.training.fit import begin_anew, fit
+
+    state = None
+    if config.dp.is_private:
+        # A private run that goes on draws with the secret that it began with.
+        goes_on = team.is_chief and config.resume != "never"
+        state = private_state.read(run_directory.checkpoints) if goes_on else None
+        state = chiefs_private_state(state or private_state.fresh(), team)
+    splits = task.load(config)
+    refuse_other_data_than_chiefs(splits.manifest, team)
+    assembly = assemble(task, config, splits, strategy, state)
+    devices = [device.name for device in tf.config.list_logical_devices()]
+    environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
+    if config.resume == "never" and team.is_chief:
+        begin_anew(assembly, config, run_directory)
+    run_directory.update_status("running")
+    _refuse_other_data(assembly.splits.manifest, run_directory)
+    run_directory.write_text("config.yaml", to_yaml(task, config))
+    run_directory.write_json("environment.json", environment)
+    run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
+    return assembly, fit(assembly, config, run_directory, team=team)
 
 
 def _refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirectory) -> None:
