@@ -21,7 +21,7 @@ LAYERS = (
     ("evaluation",),
     ("serving",),
     ("pipelines",),
-    ("doctor", "__main__"),
+    ("doctor", "launch", "__main__"),
 )
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "tensorflow_hub", "tensorflow_datasets")
 

@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit | cache`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit | cache | launch`: about the whole package, not one job.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
-from tfbig.errors import TfbigError
+from tfbig.errors import TfbigError, UsageError
 from tfbig.startup import import_tensorflow
 
 _EXAMPLES = """examples:
@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   python -m tfbig predict saved_models/photos/2 *.png --format jsonl
   python -m tfbig audit runs/NAME
   python -m tfbig cache --clear
+  python -m tfbig launch --workers 2 image_finetune --train.epochs 5
 
 A job is a module: python -m tfbig.pipelines.NAME --help
 """
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
     try:
-        options.command(options)
+        exit_code = options.command(options) or 0
         sys.stdout.flush()
     except TfbigError as error:
         if options.debug:
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = f"{type(error).__name__}: {error}"
         print(f"unexpected error: {reason}. --debug shows where it came from.", file=sys.stderr)
         return 1
-    return 0
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,7 +130,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     cache.add_argument("--clear", action="store_true", help="remove them all; runs that use them go on")
     cache.set_defaults(command=_cache)
+    _add_launch(commands.add_parser(
+        "launch",
+        parents=[shared],
+        allow_abbrev=False,
+        help="a job over several processes of this machine, as over several machines",
+        description="Starts the job's command once for each worker, with TF_CONFIG set. The exit code and the last "
+        "line of stdout are those of worker 0, the chief; all else goes to stderr, each line with its worker's number.",
+    ))
     return parser
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=_whole(1), default=2, metavar="INT", help="processes, at most 64 (default: %(default)s)"
+    )
+    parser.add_argument("job", metavar="JOB", help="a pipeline's name, or the Python file of a job of your own")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
+    parser.set_defaults(command=_launch)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from tfbig import launch
+
+    if options.workers > launch.MAX_WORKERS:
+        raise UsageError(f"--workers must be at most {launch.MAX_WORKERS}, got {options.workers}.")
+    command = launch.command_of(options.job, list(_pipelines()))
+    return launch.run(launch.over_workers([*command, *options.flags], options.workers))
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
