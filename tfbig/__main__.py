@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
     try:
-        exit_code = options.command(options) or 0
+        exit_code = int(options.command(options) or 0)
         sys.stdout.flush()
     except TfbigError as error:
         if options.debug:
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        exit_code = 0
         # The reader (head, less) has seen enough; keep Python from failing on the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Plain steps in a fixed order, so that only rounding can differ; group norms, since BatchNorm sees a replica alone.
+# Plain steps in a fixed order, with the pictures changed and the frozen network computed at each. Of a network that
+# trains whole, 50 steps of one process differ by 2e-4 already where oneDNN is turned off.
 ARGUMENTS = [
-    "--model.backbone", "scratch:convnet", "--model.norm", "group", "--train.optimizer", "sgd",
+    "--adapt.mode", "head", "--model.hidden_units", "32", "--options.augment", "crop", "--train.optimizer", "sgd",
     "--train.learning_rate", "0.05", "--train.schedule", "constant", "--train.epochs", "5", "--data.limit", "300",
     "--data.batch_size", "30", "--train.keep", "last",
 ]  # fmt: skip
@@ -123,7 +124,8 @@ def test_a_killed_worker_stops_the_other_and_both_go_on_as_if_nothing_was(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # With all that a checkpoint must hold of the data: a random order, random changes, an average.
-    more = ["--train.checkpoint_every_s", "0", "--options.augment", "crop,mixup", "--train.ema_decay", "0.9"]
+    more = ["--train.checkpoint_every_s", "0", "--options.augment", "crop,mixup", "--train.ema_decay", "0.9",
+            "--train.keep", "best"]  # fmt: skip
     pairs.append(Pair(*ARGUMENTS, *more, "--run_dir", str(whole)))
     for code, _, err in pairs[-1].ends():
         assert code == 0, err[-3000:]
