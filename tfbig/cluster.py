@@ -1,8 +1,8 @@
 """Which processes train together: TF_CONFIG, read and checked before TensorFlow is loaded.
 
 The form is TensorFlow's own, which Ray Train, Kubeflow's TFJob and others set:
-{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}. A "chief" counts as worker
-0, before the others. team.py connects them. Imports no TensorFlow.
+{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}. A "chief" counts as
+worker 0, before the others. team.py connects them. Imports no TensorFlow.
 """
 
 from __future__ import annotations

@@ -17,15 +17,10 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from tfbig.cluster import VARIABLE
-from tfbig.errors import DataError, UsageError
-from tfbig.suggest import nearest
-
-MAX_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -43,36 +38,19 @@ class Member:
     environment: Mapping[str, str]
 
 
-def command_of(job: str, jobs: Sequence[str]) -> list[str]:
-    """The command that runs a job.
-
-    Args:
-        job: The name of a pipeline, or the Python file of a job of one's own.
-        jobs: Names of the pipelines that there are.
-
-    Raises:
-        UsageError: There is no such pipeline.
-        DataError: There is no such file.
-    """
-    if job.endswith(".py"):
-        if not Path(job).is_file():
-            raise DataError(f"There is no file {job}; give the job's Python file, or one of {', '.join(jobs)}.")
-        return [sys.executable, job]
-    if job not in jobs:
-        raise UsageError(f"There is no job {job!r}; choose from {', '.join(jobs)}.{nearest(job, jobs)}")
-    return [sys.executable, "-m", f"tfbig.pipelines.{job}"]
-
-
-def over_workers(command: Sequence[str], num_workers: int) -> list[Member]:
+def over_workers(command: Sequence[str], devices: Sequence[Mapping[str, str]]) -> list[Member]:
     """Processes that train together, the chief first.
 
     Args:
         command: Each one's.
-        num_workers: 1 to 64.
+        devices: What each finds in its environment of the machine's devices.
     """
-    cluster = {"worker": [f"localhost:{port}" for port in _free_ports(num_workers)]}
-    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(num_workers)]
-    return [Member(str(task["task"]["index"]), command, {VARIABLE: json.dumps(task)}) for task in tasks]
+    cluster = {"worker": [f"localhost:{port}" for port in _free_ports(len(devices))]}
+    members = []
+    for index, own in enumerate(devices):
+        task = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        members.append(Member(str(index), command, {**own, VARIABLE: task}))
+    return members
 
 
 def run(members: Sequence[Member]) -> int:

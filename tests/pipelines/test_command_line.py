@@ -45,6 +45,7 @@ def test_switches_need_no_value() -> None:
         (["--train.epoch", "3"], "--train.epochs"),
         (["--epochs", "3"], "--train.epochs"),
         (["--optoins.augment", "flip"], "--options.augment"),
+        (["--dp.epsilon", "3"], "--dp.target_epsilon or --dp.max_epsilon"),
         (["--config", "cifar10_hbu"], "cifar10_hub"),
         (["--train.epochs", "-1"], "at least 1"),
         (["--train.epochs", "many"], "INT"),

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tfbig import cluster
 from tfbig.config import RunConfig, flatten
 from tfbig.errors import TfbigError, UsageError
 from tfbig.team import Team
+from tfbig.training.run_directory import UnwrittenRun
+from tfbig.training.task import Task
 
 if TYPE_CHECKING:
     from tfbig.training.private_state import PrivateState
@@ -32,6 +34,11 @@ def workers_of(config: RunConfig) -> cluster.Cluster | None:
         raise UsageError(
             "--runtime.strategy multiworker needs TF_CONFIG to name at least two workers; set it for each process, or "
             "take `python -m tfbig launch --workers 2 JOB` to try it on this machine."
+        )
+    if found is not None and config.tune.is_search:
+        raise UsageError(
+            "A search is divided by `python -m tfbig launch --tune`, a trial a process, and not by TF_CONFIG; unset "
+            "TF_CONFIG, or give --runtime.strategy none."
         )
     return None if config.dry_run else found
 
@@ -70,23 +77,37 @@ def refuse_other_data_than_chiefs(manifest: Mapping[str, object], team: Team) ->
         )
 
 
-def chiefs_private_state(state: PrivateState | None, team: Team) -> PrivateState | None:
+def chiefs_private_state(config: RunConfig, state: PrivateState | None, team: Team) -> PrivateState | None:
     """The private state of the chief, on all workers: they draw the same examples, and each its share of the noise.
 
     Args:
-        state: What the chief goes on with, or begins with; the others give None.
-        team: Their connection, which carries the secret in the clear.
+        config: Says whether training is private.
+        state: What the chief goes on with; None where it begins.
+        team: The workers' connection, which carries the secret in the clear.
     """
+    if not config.dp.is_private:
+        return None
     from tfbig.gradients.private.mechanism import Mechanism
-    from tfbig.training.private_state import PrivateState
+    from tfbig.training.private_state import PrivateState, fresh
 
-    told = team.decide({"private": None if state is None else dataclasses.asdict(state)})["private"]
-    if team.is_chief or not isinstance(told, dict):
+    state = state or fresh()
+    told = cast(dict, team.decide({"private": dataclasses.asdict(state)})["private"])
+    if team.is_chief:
         return state
     mechanism = None if told["mechanism"] is None else Mechanism(**told["mechanism"])
     return PrivateState(told["run_id"], told["secret"], mechanism)
 
 
-def unseen(run_dir: str | None) -> Path:
-    """A worker's name for the run directory that only the chief has."""
-    return Path(run_dir or "runs")
+def run_as_worker(task: Task, config: RunConfig, team: Team) -> tuple[dict[str, object], int]:
+    """Trains with the others; evaluation, export and all files are the chief's.
+
+    Returns:
+        What the chief's command prints last, and its exit code.
+    """
+    from tfbig.pipelines._stages import trained
+
+    if not team.decide({})["is_finished"]:
+        with telling_losses(team), trained(task, config, UnwrittenRun(Path(config.run_dir or "runs")), team=team):
+            pass
+    ended = team.decide({})
+    return cast(dict[str, object], ended["result"]), cast(int, ended["exit_code"])

@@ -1,8 +1,8 @@
 """What several workers need beyond one: each host's own part of a batch, Keras's steps, and arrays from the chief.
 
 Keras 3's fit breaks under MultiWorkerMirroredStrategy in two places: it builds the model from a batch that it reduces
-over the replicas, and it averages scalar logs along a batch axis. `Learner` is built already and needs no such batch, and
-its steps are made here, as Keras's own documentation lets `make_train_function` be replaced. That is less than a
+over the replicas, and it averages scalar logs along a batch axis. `Learner` is built already and needs no such batch,
+and its steps are made here, as Keras's own documentation lets `make_train_function` be replaced. That is less than a
 training loop of our own, which would have to do again what Keras's fit does for the callbacks, validation and epochs;
 and nothing of Keras is patched, so its version matters only to the test that trains on two processes. Used by
 learner.py, fit.py and state.py.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -109,8 +108,3 @@ def from_chief(strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]) -
         whole = np.concatenate(chunks).tobytes()[: len(content)] if chunks else b""
         received.append(np.frombuffer(whole, array.dtype).reshape(np.shape(array)))
     return received
-
-
-def values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-    """Variables as arrays; those that are summed over replicas are read on all workers at once."""
-    return [np.asarray(variable) for variable in variables]

@@ -50,7 +50,8 @@ class RunState(keras.callbacks.Callback):
         metrics = [np.asarray(variable) for variable in self._learner.metrics_variables]
         if not self._team.is_chief:
             return
-        groups = {name: [np.asarray(v) for v in members] for name, members in self._groups().items() if name != "metrics"}
+        others = {name: members for name, members in self._groups().items() if name != "metrics"}
+        groups = {name: [np.asarray(variable) for variable in members] for name, members in others.items()}
         groups["metrics"] = metrics
         meta = {
             "epoch": ledger.epoch,
