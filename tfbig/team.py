@@ -204,6 +204,7 @@ class Workers(Team):
                         reason = ""
                     elif "failed" in message:
                         reason, code = f"failed: {message['failed']}", int(message["exit_code"])
+                        break
                     else:
                         self._take(index, message)
         except TimeoutError:
@@ -303,12 +304,12 @@ def _gathered(
             break
         greeting = _greeting(peer)
         index = greeting.get("worker")
-        if index not in wanted:
+        if type(index) is not int or index not in wanted:
             peer.close()
             continue
         # A worker that was started twice within the wait is the later one.
-        peers[int(str(index))] = peer
-        refusal = _differing(cluster, int(str(index)), settings, greeting.get("settings"))
+        peers[index] = peer
+        refusal = _differing(cluster, index, settings, greeting.get("settings"))
     answer = {"go": True} if refusal is None else {"refused": str(refusal), "exit_code": refusal.exit_code}
     for peer in peers.values():
         with contextlib.suppress(OSError):

@@ -122,7 +122,7 @@ def _computed(trunk: keras.Model, split: Split, batch_size: int) -> Iterator[np.
     if is_over_workers(strategy):
         # Each worker for itself, and by itself: what one of them finds in its cache, another may have to compute.
         alone = tf.function(lambda x: trunk(x, training=False), reduce_retracing=True)
-        computed = map(alone, dataset)
+        computed = (alone(x) for x in dataset)
     else:
         trunk.make_predict_function()
         distributed = strategy.experimental_distribute_dataset(dataset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -39,6 +41,8 @@ class Learner(keras.Model):
             aggregation="only_first_replica",
         )
         self.built = True
+        self.train_function: Callable | None
+        self.test_function: Callable | None
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
