@@ -40,7 +40,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "num_steps": self.num_steps, "warmup_steps": self.warmup_steps, "falls": self.falls}
 
 
-class _Fused:
+class _Fused(keras.optimizers.Optimizer):
     """Updates a variable by one operation of TensorFlow's, where Keras takes about twenty.
 
     The formulas are Keras's, and so are the names and shapes of what an optimizer remembers. A network of 200 variables
