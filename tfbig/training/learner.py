@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfbig.data.splits import Batch, Features
 from tfbig.gradients.rule import GradientRule, sum_over_replicas
 from tfbig.objectives.supervised import Objective
-from tfbig.training.distribution import is_over_workers, step_function
+from tfbig.training.distribution import step_function
 
 NEVER = -1
 
@@ -73,23 +73,26 @@ class Learner(keras.Model):
         return self._judge(batch, losses, outputs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Keras's, or over several workers our own."""
-        if not is_over_workers(self.distribute_strategy):
+        """Keras's, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
             super().make_train_function(force)
         elif self.train_function is None or force:
             step, jit_compile = self.train_step, self.jit_compile
             self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Keras's, or over several workers our own."""
-        if not is_over_workers(self.distribute_strategy):
+        """Keras's, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
             super().make_test_function(force)
         elif self.test_function is None or force:
             step, jit_compile = self.test_step, self.jit_compile
             self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
 
     def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
-        """Does nothing: all is built. Keras's averages a batch over the replicas, which strings have no mean for."""
+        """Builds the optimizer, without a batch: Keras averages one over the replicas, and strings have no mean."""
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.network.trainable_variables)
 
     def _judge(self, batch: Batch, losses: tf.Tensor, outputs: tf.Tensor) -> dict[str, tf.Tensor]:
         self._loss.update_state(losses, sample_weight=batch.weight)
