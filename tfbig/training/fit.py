@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfbig.config import RunConfig, flatten
 from tfbig.data.sources import resolved
@@ -218,7 +219,7 @@ def _refuse_wrong_count(privacy: Privacy, assembly: Assembly) -> None:
 
 def _charge(privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDirectory, *, has_begun: bool) -> None:
     """Charges the dataset's budget, where there is one; a run that is charged already pays nothing again."""
-    path = _ledger_path(config)
+    path = ledger_path(config)
     if path is not None:
         privacy.charge(
             path,
@@ -232,18 +233,19 @@ def _charge(privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDir
 
 
 def _write_promise(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
-    run.write_json("dp.json", privacy.record(num_steps, ledger=_ledger_path(config)))
+    run.write_json("dp.json", privacy.record(num_steps, ledger=ledger_path(config)))
 
 
 def _end_privately(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
     """Gives back what the run did not spend of the dataset's budget, and erases its secret."""
-    path = _ledger_path(config)
+    path = ledger_path(config)
     if path is not None and privacy.state.secret is not None:
         privacy.settle(path, num_steps)
     private_state.write(run.checkpoints, dataclasses.replace(privacy.state, secret=None))
 
 
-def _ledger_path(config: RunConfig) -> Path | None:
+def ledger_path(config: RunConfig) -> Path | None:
+    """The file of the privacy budgets; None where there is none."""
     if not config.dp.ledger:
         return None
     try:
@@ -270,13 +272,16 @@ def _tensorboard(
     assembly: Assembly, config: RunConfig, run: RunDirectory, ledger: callbacks.Ledger
 ) -> TensorBoardLog:
     is_private = assembly.privacy is not None
-    first = batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)
+
+    def first_batch() -> tf.Tensor:
+        return next(iter(batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)))[0]
+
     return TensorBoardLog(
         run.tensorboard,
         ledger,
         hyperparameters=flatten(config),
         # Private examples are shown nowhere.
-        first_batch=None if is_private else next(iter(first))[0],
+        first_batch=None if is_private else first_batch,
         notice=NOT_PRIVATE if is_private else None,
         graph=assembly.network if config.train.log_graph else None,
         profile_steps=config.train.profile_steps,

@@ -73,26 +73,38 @@ class Learner(keras.Model):
         return self._judge(batch, losses, outputs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Keras's, or over several replicas our own."""
-        if self.distribute_strategy.num_replicas_in_sync == 1:
+        """Makes `train_function` of `train_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if force or self.train_function is None:
+                step, jit_compile = self.train_step, self.jit_compile
+                self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif not self._is_one_graph:
             super().make_train_function(force)
-        elif self.train_function is None or force:
-            step, jit_compile = self.train_step, self.jit_compile
-            self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif force or self.train_function is None:
+            self.train_function = _from_iterator(self.train_step)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Keras's, or over several replicas our own."""
-        if self.distribute_strategy.num_replicas_in_sync == 1:
+        """Makes `test_function` of `test_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if force or self.test_function is None:
+                step, jit_compile = self.test_step, self.jit_compile
+                self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif not self._is_one_graph:
             super().make_test_function(force)
-        elif self.test_function is None or force:
-            step, jit_compile = self.test_step, self.jit_compile
-            self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif force or self.test_function is None:
+            self.test_function = _from_iterator(self.test_step)
 
     def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
         """Builds the optimizer, without a batch: Keras averages one over the replicas, and strings have no mean."""
         if not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.network.trainable_variables)
+
+    @property
+    def _is_one_graph(self) -> bool:
+        """Whether a step needs no graph around it: neither for XLA nor for several devices."""
+        one_device = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()
+        return one_device and not (self.jit_compile or self.run_eagerly) and self.steps_per_execution == 1
 
     def _judge(self, batch: Batch, losses: tf.Tensor, outputs: tf.Tensor) -> dict[str, tf.Tensor]:
         self._loss.update_state(losses, sample_weight=batch.weight)
@@ -105,3 +117,8 @@ class Learner(keras.Model):
         before = tf.convert_to_tensor(self.diverged_at)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         self.diverged_at.assign(tf.where((num_bad == 0) | (before != NEVER), before, step))
+
+
+def _from_iterator(step: Callable) -> Callable:
+    """A step as one graph. Keras calls the graph of a step from another, and each passes every variable."""
+    return tf.function(lambda iterator: step(iterator.get_next()), autograph=False, reduce_retracing=True)
