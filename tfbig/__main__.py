@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | launch | cache`: about the whole package, not one job.
+"""`python -m tfbig COMMAND`: about the whole package, not one job; `launch` starts a job in several processes.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
