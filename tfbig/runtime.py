@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from tfbig.heap import keep_heap
+
 
 @contextlib.contextmanager
 def runtime(
@@ -25,6 +27,8 @@ def runtime(
         exact_float32: Multiplies float32 matrices in float32 also where a GPU would take TF32, whose 10 bits are less
             than the rounding that the norms of private training allow for.
     """
+    # Before TensorFlow starts its threads.
+    keep_heap()
     keras.utils.set_random_seed(seed)
     before, tf32_before = keras.config.dtype_policy(), tf.config.experimental.tensor_float_32_execution_enabled()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
