@@ -12,7 +12,10 @@ from tfbig.resources import recipe_paths
 
 # From the foundation up; a module imports its own layer and those before it.
 LAYERS = (
-    ("__init__", "__version__", "config", "errors", "resources", "suggest", "recipes", "startup", "heap", "runtime"),
+    (
+        "__init__", "__version__", "config", "errors", "resources", "suggest", "recipes", "startup", "heap", "hardware",
+        "runtime",
+    ),
     ("data",),
     ("networks",),
     ("objectives",),

@@ -266,15 +266,16 @@ class RuntimeConfig:
 
     Args:
         strategy: auto uses all GPUs of this host, none one device, mirrored all devices of this host.
-        precision: bfloat16 computes in bfloat16 and keeps the weights in float32.
-        jit_compile: Compile the step with XLA.
+        precision: bfloat16 computes in bfloat16 and keeps the weights in float32; auto times a few steps of each and
+            keeps the faster.
+        jit_compile: Compile the step with XLA; auto times a few steps with and without.
         seed: Orders the data, draws the augmentation and initialises new layers.
         offline: Never open a connection; what is not on this machine is an error.
     """
 
     strategy: Literal["auto", "none", "mirrored"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    jit_compile: bool = False
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    jit_compile: bool | Literal["auto"] = False
     seed: int = 0
     offline: bool = False
 

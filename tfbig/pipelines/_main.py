@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from tfbig.config import RunConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
+from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
 from tfbig.pipelines._export import export_version
@@ -94,7 +95,7 @@ def run(task: Task, config: RunConfig) -> Outcome:
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, config), 0
+        return dry_run(task, _choice.settled(task, config, None)[0]), 0
     path = Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
@@ -123,6 +124,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
     from tfbig.training.environment import describe
     from tfbig.training.fit import begin_anew, fit
 
+    written, (config, choice, splits) = config, _choice.settled(task, config, run_directory)
     settings = config.runtime
     with runtime(
         strategy=settings.strategy,
@@ -133,14 +135,16 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outco
         # A private run that goes on draws with the secret that it began with.
         goes_on = config.dp.is_private and config.resume != "never"
         state = private_state.read(run_directory.checkpoints) if goes_on else None
-        assembly = assemble(task, config, task.load(config), strategy, state)
+        assembly = assemble(task, config, splits or task.load(config), strategy, state)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
+        if choice is not None:
+            environment[_choice.NAME] = choice.record()
         if config.resume == "never":
             begin_anew(assembly, config, run_directory)
         run_directory.update_status("running")
         _refuse_other_data(assembly.splits.manifest, run_directory)
-        run_directory.write_text("config.yaml", to_yaml(task, config))
+        run_directory.write_text("config.yaml", to_yaml(task, written))
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         ledger = fit(assembly, config, run_directory)

@@ -54,7 +54,7 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         "a step; take augmentations of single pictures, such as flip,crop.",
     ),
     (
-        lambda c: c.runtime.jit_compile and c.runtime.strategy == "mirrored",
+        lambda c: c.runtime.jit_compile is True and c.runtime.strategy == "mirrored",
         "--runtime.jit_compile does not work under --runtime.strategy mirrored on several CPU devices; leave one out.",
     ),
     (
