@@ -47,11 +47,11 @@ def test_every_flag_that_the_documentation_names_exists(project_root: Path) -> N
     from tfbig.pipelines.image_finetune import TASK
 
     known = {flag.name for flag in flags(TASK)} | {"config", "help", "help_all", "print_config", "debug", "version"}
-    # Of tools, of predict, of audit and of cache.
-    known |= {"slow", "json", "seeds", "signature", "batch_size", "format", "canaries", "seed", "seconds"}
-    known |= {"clear"}
-    for bench in (project_root / "tools" / "bench").glob("*.py"):
-        known |= set(re.findall(r'add_argument\("--([a-z_]+)"', bench.read_text()))
+    # Of tools/test, of `python -m tfbig` and of the benches.
+    known |= {"slow"}
+    commands = [project_root / "tfbig" / "__main__.py", *(project_root / "tools" / "bench").rglob("*.py")]
+    for command in commands:
+        known |= set(re.findall(r'add_argument\(\s*"--([a-z_]+)"', command.read_text()))
     pages = [project_root / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "pipelines/README.md")]
     for page in pages + sorted((project_root / "docs").rglob("*.md")):
         for name in re.findall(r"--([a-z][a-z0-9_.]+[a-z0-9_])", page.read_text()):

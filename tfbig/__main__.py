@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit | cache`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | launch | cache`: about the whole package, not one job.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
-from tfbig.errors import TfbigError
+from tfbig.errors import Interrupted, TfbigError, UsageError
 from tfbig.startup import import_tensorflow
 
 _EXAMPLES = """examples:
@@ -25,6 +25,8 @@ _EXAMPLES = """examples:
   python -m tfbig predict saved_models/photos picture.jpg more_pictures/
   python -m tfbig predict saved_models/photos/2 *.png --format jsonl
   python -m tfbig audit runs/NAME
+  python -m tfbig privacy runs/NAME
+  python -m tfbig ledger budgets.json
   python -m tfbig cache --clear
 
 A job is a module: python -m tfbig.pipelines.NAME --help
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TfbigError as error:
         if options.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -121,6 +123,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_AUDIT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))
+    _add_privacy(commands.add_parser(
+        "privacy", parents=[shared], allow_abbrev=False, help="what a private run promises, and to whole users",
+        description="Print the promise of a private run and what it does not cover, from its dp.json, and the figures "
+        "that TF Privacy's compute_dp_sgd_privacy_statement would give for it.",
+    ))
+    ledger = commands.add_parser(
+        "ledger", parents=[shared], allow_abbrev=False, help="what is spent of the privacy budgets in a ledger",
+        description="Print what each dataset's runs have spent together, of its limit, and each run that was charged.",
+    )
+    ledger.add_argument("file", type=Path, metavar="FILE", help="what runs were given as --dp.ledger")
+    ledger.set_defaults(command=_ledger)
+    _add_launch(commands.add_parser(
+        "launch", parents=[shared], allow_abbrev=False, help="a job in several processes of this machine",
+        description="Run a job's command in several processes of this machine: with --tune a search for settings, "
+        "whose trials the processes divide among them.",
+    ))
     cache = commands.add_parser(
         "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",
         description="Features of frozen backbones (--adapt.mode head), kept in the folder TFBIG_CACHE, by default in "
@@ -149,6 +167,24 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_audit)
 
 
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tune", action="store_true", help="a search; its space is the job's tune.space")
+    parser.add_argument(
+        "--workers", type=_whole(1), default=2, metavar="INT", help="processes; each gets a GPU where there are some"
+    )
+    parser.add_argument("job", metavar="JOB", help="a job's name, as in python -m tfbig.pipelines.NAME, or a module")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
+    parser.set_defaults(command=_launch)
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._search_workers import launch_search
+
+    if not options.tune:
+        raise UsageError("launch needs --tune.")
+    print(launch_search(options.job, options.words, options.workers))
+
+
 def _whole(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) < 2**31:
@@ -165,6 +201,27 @@ def _audit(options: argparse.Namespace) -> None:
     logging.getLogger("tfbig.pipelines").setLevel(logging.INFO)
     content = audit(options.run, num_canaries=options.canaries, seed=options.seed, num_steps=options.steps)
     print_audit(content)
+
+
+def _add_privacy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a private run")
+    parser.add_argument(
+        "--max_examples_per_user", type=_whole(1), metavar="INT",
+        help="training examples that one person has at most: gives the figures for a whole person too",
+    )
+    parser.set_defaults(command=_privacy)
+
+
+def _privacy(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._privacy import print_privacy
+
+    print_privacy(options.run, max_examples_per_user=options.max_examples_per_user)
+
+
+def _ledger(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._privacy import print_ledger
+
+    print_ledger(options.file)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

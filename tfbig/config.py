@@ -7,6 +7,7 @@ flag and a Python caller get the same sentence. Imports no TensorFlow.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
@@ -298,6 +299,35 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """A search for settings; off until max_trials is given.
+
+    Args:
+        max_trials: Settings to try, each in a run of its own; the best on validation is evaluated and exported. In a
+            private random search the mean of their number, which is drawn at random.
+        tuner: random draws settings; hyperband drops the worse ones after few epochs; bayesian draws where a model of
+            the results so far expects better ones.
+        executions: Runs a trial, with seeds one apart, whose mean counts.
+        space: Flag -> {log: [LOW, HIGH]}, {linear: [LOW, HIGH]} or {choice: [VALUE, ...]}.
+    """
+
+    max_trials: int | None = None
+    tuner: Literal["random", "hyperband", "bayesian"] = "random"
+    executions: int = 1
+    space: Mapping[str, Mapping[str, list]] | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("tune.max_trials", self.max_trials, 1)
+        _require(self.max_trials is None or self.max_trials <= 9999, "tune.max_trials", "at most 9999", self.max_trials)
+        _require(1 <= self.executions <= 100, "tune.executions", "between 1 and 100", self.executions)
+
+    @property
+    def is_search(self) -> bool:
+        """Whether settings are searched for."""
+        return self.max_trials is not None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run is made from.
 
@@ -307,6 +337,7 @@ class RunConfig:
         adapt: See AdaptConfig.
         train: See TrainConfig.
         dp: See DpConfig.
+        tune: See TuneConfig.
         runtime: See RuntimeConfig.
         export: See ExportConfig.
         options: The job's own flags, an instance of its Task.options.
@@ -320,6 +351,7 @@ class RunConfig:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     dp: DpConfig = field(default_factory=DpConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     options: object = None

@@ -58,6 +58,11 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         "--runtime.jit_compile does not work under --runtime.strategy mirrored on several CPU devices; leave one out.",
     ),
     (
+        lambda c: c.tune.is_search and "auto" in (c.runtime.precision, c.runtime.jit_compile),
+        "--runtime.precision auto and --runtime.jit_compile auto would time each trial of a search, so that trials were not "
+        "be alike; leave them out, or give what a run of its own chose (choice in its environment.json).",
+    ),
+    (
         lambda c: not c.dp.is_private and c.dp != DpConfig(),
         "--dp flags have no effect without one of --dp.target_epsilon and --dp.noise_multiplier; give one of them.",
     ),

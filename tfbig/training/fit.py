@@ -15,7 +15,7 @@ import keras
 from tfbig.config import RunConfig, flatten
 from tfbig.data.sources import resolved
 from tfbig.data.splits import IndexPlan, batches
-from tfbig.errors import EnvironmentFault, UsageError
+from tfbig.errors import EnvironmentFault, TfbigError, UsageError
 from tfbig.training import callbacks, checkpoints, private_state
 from tfbig.training.assembly import Assembly, monitor_of
 from tfbig.training.privacy import NOT_PRIVATE, BudgetGuard, BudgetSpent, Privacy, PrivacyMeter
@@ -178,8 +178,15 @@ def _begin_privately(
             f"The secret of the private run in {run.path} was erased when it ended, so it cannot train on; train anew "
             "with --resume never."
         )
+    is_new = private_state.read(run.checkpoints) is None
     private_state.write(run.checkpoints, privacy.state)
-    _charge(privacy, assembly, config, run, has_begun=has_begun)
+    try:
+        _charge(privacy, assembly, config, run, has_begun=has_begun)
+    except TfbigError:
+        if is_new:
+            # Nothing is left that would bar the folder to the same run with more noise or fewer steps.
+            run.clear()
+        raise
 
 
 def _refuse_wrong_count(privacy: Privacy, assembly: Assembly) -> None:

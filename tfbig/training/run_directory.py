@@ -24,8 +24,9 @@ _LOCK = ".lock"
 _FILES = (
     "config.yaml", "environment.json", "status.json", "metrics.jsonl", "data_manifest.json", "evaluation.json",
     "predictions.csv", "report.html", "MODEL_CARD.md", "dp.json", "audit.json", "audit.html",
+    "search.json",
 )  # fmt: skip
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", "trials")
 
 log = logging.getLogger(__name__)
 

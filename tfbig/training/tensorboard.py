@@ -113,5 +113,25 @@ def write_picture(folder: Path, name: str, png: bytes, *, step: int) -> None:
     writer.close()
 
 
+def write_trial(folder: Path, name: str, values: Mapping[str, object], figures: Mapping[str, float]) -> None:
+    """Shows one trial of a search to TensorBoard's HParams plugin.
+
+    Args:
+        folder: The search's log directory.
+        name: Of the trial.
+        values: Dotted flag -> value, as far as they are searched.
+        figures: Name -> what the trial reached.
+    """
+    own = folder / "trials" / name
+    # A worker that was killed may have written it before.
+    shutil.rmtree(own, ignore_errors=True)
+    writer = tf.summary.create_file_writer(str(own))
+    with writer.as_default(step=0):
+        hparams.hparams({flag: "none" if value is None else value for flag, value in values.items()}, trial_id=name)
+        for figure, value in figures.items():
+            tf.summary.scalar(figure, value)
+    writer.close()
+
+
 def _are_pictures(x: tf.Tensor) -> bool:
     return isinstance(x, tf.Tensor) and x.shape.rank == 4 and x.shape[-1] in (1, 3)

@@ -182,6 +182,15 @@ class BudgetLedger:
             return None
         return _balance(_merged(same, dataset, fingerprint, _limit(same, dataset, None, None)))
 
+    def balances(self) -> dict[str, Balance]:
+        """What each dataset's runs have spent together, by the first of its sources.
+
+        Raises:
+            GateError: The file is damaged.
+            EnvironmentFault: The file cannot be read.
+        """
+        return {budget.sources[0]: _balance(budget) for budget in self._file.read()}
+
 
 def _balance(budget: DatasetBudget) -> Balance:
     events = [charge.mechanism.event(charge.num_steps) for charge in budget.charges]
