@@ -59,8 +59,8 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
     ),
     (
         lambda c: c.tune.is_search and "auto" in (c.runtime.precision, c.runtime.jit_compile),
-        "--runtime.precision auto and --runtime.jit_compile auto would time each trial of a search, so that trials were not "
-        "be alike; leave them out, or give what a run of its own chose (choice in its environment.json).",
+        "--runtime.precision auto and --runtime.jit_compile auto would time each trial of a search, so trials would "
+        "not be alike; leave them out, or give what a run of its own chose (choice in its environment.json).",
     ),
     (
         lambda c: not c.dp.is_private and c.dp != DpConfig(),
