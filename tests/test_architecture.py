@@ -14,8 +14,8 @@ from tfbig.resources import recipe_paths
 LAYERS = (
     (
         "__init__", "__version__", "config", "errors", "resources", "suggest", "recipes", "startup", "heap", "hardware",
-        "runtime",
-    ),
+        "cluster", "team", "runtime",
+    ),  # fmt: skip
     ("data",),
     ("networks",),
     ("objectives",),
@@ -24,7 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("serving",),
     ("pipelines",),
-    ("doctor", "__main__"),
+    ("doctor", "launch", "__main__"),
 )
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "tensorflow_hub", "tensorflow_datasets")
 

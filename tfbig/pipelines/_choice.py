@@ -41,7 +41,8 @@ def settled(
     if not is_open(config):
         return config, None, None
     choice, splits = None, None
-    if run is not None and config.resume != "never":
+    # Workers see no file of the chief's, and all have to choose alike.
+    if run is not None and config.resume != "never" and not os.environ.get("TF_CONFIG"):
         choice = recorded(run.read_json("environment.json").get(NAME), config)
     if choice is None:
         choice, splits = _made(task, config)
