@@ -17,6 +17,8 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
+from tfbig.networks.fused_convolution import FusedConv2D
+
 _HALF = tf.bfloat16, tf.float16
 # cuDNN takes no smaller one, and TensorFlow raises a smaller one in silence.
 _LEAST_EPSILON = 1.001e-5
@@ -31,7 +33,9 @@ def fused(network: keras.Model) -> keras.Model:
     Returns:
         The same network.
     """
-    return _changed(network, FORMS, {keras.activations.gelu: gelu})
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    forms = {layer: form for layer, form in FORMS.items() if not (on_gpu and form in _ONLY_ON_PROCESSORS)}
+    return _changed(network, forms, {keras.activations.gelu: gelu})
 
 
 def plain(network: keras.Model) -> keras.Model:
@@ -277,12 +281,17 @@ class FusedAttention(layers.MultiHeadAttention):
 
 FORMS: dict[type, type] = {
     layers.BatchNormalization: FusedBatchNormalization,
+    layers.Conv2D: FusedConv2D,
     layers.Dense: FusedDense,
     layers.EinsumDense: FusedEinsumDense,
     layers.LayerNormalization: FusedLayerNormalization,
     layers.MultiHeadAttention: FusedAttention,
 }
 """A Keras layer's class -> the class of its faster form."""
+
+
+# cuDNN chooses among forms of a convolution by itself.
+_ONLY_ON_PROCESSORS = (FusedConv2D,)
 
 
 def _parameters(norm: keras.layers.Layer, width: int) -> tuple[tf.Tensor, tf.Tensor]:

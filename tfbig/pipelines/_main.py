@@ -16,6 +16,7 @@ from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
+from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
 from tfbig.pipelines._search import search, work
@@ -111,7 +112,7 @@ def _run(task: Task, config: RunConfig, team: Team) -> Outcome:
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, dataclasses.replace(config, tune=TuneConfig())), 0
+        return dry_run(task, settled(task, dataclasses.replace(config, tune=TuneConfig()), None)[0]), 0
     worker = worker_number() if config.tune.is_search else None
     if worker is not None:
         end_with_launcher()
