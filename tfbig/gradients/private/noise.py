@@ -6,8 +6,8 @@ follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used
 Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under
 a key made of the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and
 the position within a draw into the lower. Small variables are drawn together, under the first one's number. A resumed
-run draws for each step what the interrupted one drew, or would have drawn, with XLA and without. What the generator and floating-point numbers do not protect from is in
-docs/privacy.md.
+run draws for each step what the interrupted one drew, or would have drawn, with XLA and without. What the generator and
+floating-point numbers do not protect from is in docs/privacy.md.
 """
 
 from __future__ import annotations
