@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfbig.data.splits import Batch, Features
 from tfbig.gradients.rule import GradientRule, sum_over_replicas
 from tfbig.objectives.supervised import Objective
+from tfbig.training.distribution import step_function
 
 NEVER = -1
 
@@ -43,6 +44,8 @@ class Learner(keras.Model):
             aggregation="only_first_replica",
         )
         self.built = True
+        self.train_function: Callable | None
+        self.test_function: Callable | None
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -73,18 +76,32 @@ class Learner(keras.Model):
         return self._judge(batch, losses, outputs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes `train_function` of `train_step`, as Keras does."""
-        if not self._is_one_graph:
+        """Makes `train_function` of `train_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if force or self.train_function is None:
+                step, jit_compile = self.train_step, self.jit_compile
+                self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif not self._is_one_graph:
             super().make_train_function(force)
         elif force or self.train_function is None:
             self.train_function = _from_iterator(self.train_step)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes `test_function` of `test_step`, as Keras does."""
-        if not self._is_one_graph:
+        """Makes `test_function` of `test_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if force or self.test_function is None:
+                step, jit_compile = self.test_step, self.jit_compile
+                self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif not self._is_one_graph:
             super().make_test_function(force)
         elif force or self.test_function is None:
             self.test_function = _from_iterator(self.test_step)
+
+    def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
+        """Builds the optimizer, without a batch: Keras averages one over the replicas, and strings have no mean."""
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.network.trainable_variables)
 
     @property
     def _is_one_graph(self) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-from tensorboard.plugins.hparams import api as hparams
 
 from tfbig.training.callbacks import Ledger
 
@@ -25,8 +24,8 @@ class TensorBoardLog(keras.callbacks.Callback):
         folder: The log directory.
         ledger: Gives the figures of the epochs so far.
         hyperparameters: Dotted flag -> number, string or bool.
-        first_batch: Gives the (B, ...) features of the run's first step, shown where they are pictures (B, H, W, C) of
-            one or three channels in [0, 1]. Asked after a step, which nobody should wait longer for.
+        first_batch: Gives the (B, ...) features of the run's first step, shown where they are pictures (B, H, W, 1 or
+            3) in [0, 1]. Asked after a step, for which nobody should wait longer.
         notice: Said beside the figures; None for nothing.
         graph: Network whose graph is written.
         profile_steps: First and last global step to profile.
@@ -52,6 +51,8 @@ class TensorBoardLog(keras.callbacks.Callback):
 
     def open(self) -> None:
         """Starts the log anew from the ledger."""
+        from tensorboard.plugins.hparams import api as hparams
+
         for name in ("train", "validation"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
             self._writers[name] = tf.summary.create_file_writer(str(self._folder / name))
@@ -126,6 +127,8 @@ def write_trial(folder: Path, name: str, values: Mapping[str, object], figures: 
         values: Dotted flag -> value, as far as they are searched.
         figures: Name -> what the trial reached.
     """
+    from tensorboard.plugins.hparams import api as hparams
+
     own = folder / "trials" / name
     # A worker that was killed may have written it before.
     shutil.rmtree(own, ignore_errors=True)

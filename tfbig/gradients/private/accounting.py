@@ -150,11 +150,11 @@ def calibrate(
     floor = 2 * math.log(1 / delta) / 1023
     found: float | None
     if accountant == "rdp":
-        found = _least_sigma(spent("rdp", 1), target_epsilon, guess=1.0, least_share=0.998)
+        found = least_sigma(spent("rdp", 1), target_epsilon, guess=1.0, least_share=0.998)
     else:
-        found = _least_sigma(spent("rdp", 1), max(target_epsilon, floor), guess=1.0, least_share=0.9) or 1.0
-        found = _least_sigma(spent("pld", _COARSE), target_epsilon, guess=found, least_share=0.996) or found
-        found = _least_sigma(spent("pld", 1), target_epsilon, guess=found, least_share=0.991)
+        found = least_sigma(spent("rdp", 1), max(target_epsilon, floor), guess=1.0, least_share=0.9) or 1.0
+        found = least_sigma(spent("pld", _COARSE), target_epsilon, guess=found, least_share=0.996) or found
+        found = least_sigma(spent("pld", 1), target_epsilon, guess=found, least_share=0.991)
     if found is None:
         raise UsageError(
             f"No noise multiplier up to {_MAX_NOISE_MULTIPLIER:g} keeps {num_steps} steps within epsilon "
@@ -305,8 +305,18 @@ def _without_order_warnings() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def _least_sigma(spent: Callable[[float], float], target: float, *, guess: float, least_share: float) -> float | None:
-    """A sigma with five digits whose epsilon is at most `target` and, within 60 tries, above `least_share` of it."""
+def least_sigma(spent: Callable[[float], float], target: float, *, guess: float, least_share: float) -> float | None:
+    """A sigma with five digits whose epsilon is at most `target` and, within 60 tries, above `least_share` of it.
+
+    Args:
+        spent: Sigma -> epsilon, falling.
+        target: Above 0.
+        guess: Where to begin, above 0.
+        least_share: Of the target, below 1.
+
+    Returns:
+        None where no sigma up to 1e6 is enough.
+    """
     low = high = _rounded_up(guess)
     at_low = at_high = spent(high)
     if least_share * target < at_high <= target:
