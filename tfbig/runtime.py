@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfbig.errors import EnvironmentFault
+from tfbig.heap import keep_heap
 from tfbig.team import Team
 
 
@@ -33,6 +34,8 @@ def runtime(
         EnvironmentFault: There is no TPU.
         WorkerLost: Another worker is gone.
     """
+    # Before TensorFlow starts its threads.
+    keep_heap()
     # Before anything else touches TensorFlow: several workers must be connected when its first device is made.
     distribution = _over_workers(team) if team is not None and team.num_workers > 1 else None
     keras.utils.set_random_seed(seed)

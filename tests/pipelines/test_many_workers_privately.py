@@ -1,4 +1,4 @@
-"""Private training over real processes: the same draws and epsilon as one process, noise once, the budget charged once."""
+"""Private training over real processes: the draws and the epsilon of one process, noise once, one charge."""
 
 import json
 import os

@@ -17,6 +17,7 @@ from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
+from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
 from tfbig.pipelines._search import search, work
@@ -87,7 +88,13 @@ def run(task: Task, config: RunConfig) -> Outcome:
     logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     # Before TensorFlow is loaded, so that a mistake in TF_CONFIG or a missing worker is said without it.
-    team = meet(workers_of(config), common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    workers = workers_of(config)
+    if workers is not None and config.tune.is_search:
+        raise UsageError(
+            "--tune searches with processes that train apart, and TF_CONFIG names workers that train together; unset "
+            "it, and take `python -m tfbig launch --tune --workers 2 JOB` for several processes."
+        )
+    team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
     if team.num_workers > 1:
         # What TensorFlow says of a lost worker, in many lines; ours is one, and names it.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -109,7 +116,7 @@ def _run(task: Task, config: RunConfig, team: Team) -> Outcome:
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, dataclasses.replace(config, tune=TuneConfig())), 0
+        return dry_run(task, settled(task, dataclasses.replace(config, tune=TuneConfig()), None)[0]), 0
     worker = worker_number() if config.tune.is_search else None
     if worker is not None:
         end_with_launcher()

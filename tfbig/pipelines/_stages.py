@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
+from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._export import export_version
 from tfbig.pipelines._workers import chiefs_private_state, refuse_other_data_than_chiefs
@@ -60,6 +61,8 @@ def trained(
     from tfbig.training.environment import describe
     from tfbig.training.fit import begin_anew, fit
 
+    written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory)
+    splits = splits or loaded
     settings, team = config.runtime, team or Team()
     with runtime(
         strategy=settings.strategy,
@@ -77,11 +80,13 @@ def trained(
         assembly = assemble(task, config, splits, strategy, state)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
+        if choice is not None:
+            environment[_choice.NAME] = choice.record()
         if config.resume == "never" and team.is_chief:
             begin_anew(assembly, config, run_directory)
         run_directory.update_status("running")
         refuse_other_data(assembly.splits.manifest, run_directory)
-        run_directory.write_text("config.yaml", to_yaml(task, config))
+        run_directory.write_text("config.yaml", to_yaml(task, written))
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         yield assembly, fit(assembly, config, run_directory, team=team)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfbig.data.sampling import Plan
 from tfbig.data.splits import Augment, Share, Split, batches
+from tfbig.training.device import on_device
 
 _CHUNK = 2**24
 
@@ -44,7 +45,7 @@ def fed(
         augment: See `batches`.
     """
     if strategy.num_replicas_in_sync == 1:
-        return batches(split, plan, position=position, augment=augment)
+        return on_device(batches(split, plan, position=position, augment=augment), strategy)
 
     def of_this_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_local = context.num_replicas_in_sync // context.num_input_pipelines

@@ -20,6 +20,7 @@ from tfbig.errors import EnvironmentFault, TfbigError, UsageError
 from tfbig.team import Team
 from tfbig.training import callbacks, checkpoints, private_state
 from tfbig.training.assembly import Assembly, monitor_of
+from tfbig.training.callback_list import StepCallbacks
 from tfbig.training.distribution import fed
 from tfbig.training.privacy import NOT_PRIVATE, BudgetGuard, BudgetSpent, Privacy, PrivacyMeter
 from tfbig.training.progress import progress
@@ -182,7 +183,7 @@ def _train(
                 initial_epoch=ledger.epoch,
                 epochs=ledger.epoch + 1 if ledger.step else config.train.epochs,
                 validation_data=validation,
-                callbacks=chain,
+                callbacks=StepCallbacks(chain, learner),
                 shuffle=False,
                 verbose=0,
             )
