@@ -183,10 +183,8 @@ def test_a_worker_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     cluster = Cluster(("a:1", "b:2"), 0)
     chief = Workers(cluster, {1: ours}, lost_after_s=0.5)
-    lost = None
-    deadline = time.monotonic() + 10
-    while lost is None and time.monotonic() < deadline:
-        lost = chief.loss()
+    time.sleep(1.0)
+    lost = chief.loss()
     assert lost is not None and "worker 1 (b:2) has not been heard of" in str(lost).lower()
     chief.leave(lost)
     theirs.close()
