@@ -6,8 +6,8 @@ Standard library only: it is imported in the environment of every tool.
 - `vit_tiny`: width 192, 12 pre-norm blocks, 3 heads, gelu MLPs of 4 times the width, patches of 16, class token,
   learned positions; Touvron et al. 2021, arXiv 2012.12877.
 
-All: 224 pixels, batches of 16 (on a processor), 10 classes, random weights, AdamW with weight decay, no clipping of gradients, no
-dropout, bfloat16 with variables in float32.
+All: 224 pixels, batches of 16 (on a processor), 10 classes, random weights, AdamW with weight decay, no clipping of
+gradients, no dropout, bfloat16 with variables in float32.
 """
 
 from __future__ import annotations
