@@ -173,7 +173,8 @@ class Workers(Team):
         farewell: Message = {"done": True}
         if error is not None and self._loss is None:
             code = error.exit_code if isinstance(error, TfbigError) else 75 if _is_interrupt(error) else 1
-            farewell = {"failed": str(error) or type(error).__name__, "exit_code": code}
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            farewell = {"failed": reason[0][:500], "exit_code": code}
         self._send(farewell)
         if self.is_chief and error is None:
             # TensorFlow's coordinator lives in the chief, and takes its end for a fault of those who are still there.

@@ -333,7 +333,7 @@ def batches(
     num_steps = plan.steps_per_epoch - position()[1]
     if share is not None:
         whole = _by_replica(whole, share, is_whole=fetched_share is None)
-        num_steps = num_steps if share.num_local == 1 else tf.data.UNKNOWN_CARDINALITY
+        num_steps *= share.num_local
     return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead)
 
 

@@ -35,11 +35,6 @@ def workers_of(config: RunConfig) -> cluster.Cluster | None:
             "--runtime.strategy multiworker needs TF_CONFIG to name at least two workers; set it for each process, or "
             "take `python -m tfbig launch --workers 2 JOB` to try it on this machine."
         )
-    if found is not None and config.tune.is_search:
-        raise UsageError(
-            "A search is divided by `python -m tfbig launch --tune`, a trial a process, and not by TF_CONFIG; unset "
-            "TF_CONFIG, or give --runtime.strategy none."
-        )
     return None if config.dry_run else found
 
 

@@ -35,7 +35,7 @@ def fed(
     position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     augment: Augment | None = None,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """What Keras's fit is to be given: whole batches, or on several workers this one's part of each.
+    """What Keras's fit is to be given: whole batches, or a slice of each for every replica of this host.
 
     Args:
         strategy: Where the step runs.
@@ -44,7 +44,7 @@ def fed(
         position: See `batches`.
         augment: See `batches`.
     """
-    if not is_over_workers(strategy):
+    if strategy.num_replicas_in_sync == 1:
         return on_device(batches(split, plan, position=position, augment=augment), strategy)
 
     def of_this_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -52,7 +52,11 @@ def fed(
         share = Share(context.input_pipeline_id * num_local, num_local, context.num_replicas_in_sync)
         return batches(split, plan, position=position, augment=augment, share=share)
 
-    return strategy.distribute_datasets_from_function(of_this_host)
+    # Not left to Keras, whose division of a batch loses its shape, and with it strings and the speed of whole batches.
+    distributed = strategy.distribute_datasets_from_function(of_this_host)
+    # Keras counts steps by it; TensorFlow counted the elements of a host, one for each of its replicas.
+    distributed._cardinality = np.int64(plan.steps_per_epoch - position()[1])
+    return distributed
 
 
 def step_function(

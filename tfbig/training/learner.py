@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfbig.data.splits import Batch, Features
 from tfbig.gradients.rule import GradientRule, sum_over_replicas
 from tfbig.objectives.supervised import Objective
-from tfbig.training.distribution import is_over_workers, step_function
+from tfbig.training.distribution import step_function
 
 NEVER = -1
 
@@ -23,6 +23,9 @@ class Learner(keras.Model):
         objective: Gives one loss per example, and the metrics.
         rule: Turns the losses into gradients.
     """
+
+    train_function: Callable | None
+    test_function: Callable | None
 
     def __init__(self, network: keras.Model, objective: Objective, rule: GradientRule) -> None:
         super().__init__(name="learner")
@@ -73,8 +76,8 @@ class Learner(keras.Model):
         return self._judge(batch, losses, outputs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes `train_function` of `train_step`: Keras's way, or over several workers our own."""
-        if is_over_workers(self.distribute_strategy):
+        """Makes `train_function` of `train_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
             if force or self.train_function is None:
                 step, jit_compile = self.train_step, self.jit_compile
                 self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
@@ -84,8 +87,8 @@ class Learner(keras.Model):
             self.train_function = _from_iterator(self.train_step)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes `test_function` of `test_step`: Keras's way, or over several workers our own."""
-        if is_over_workers(self.distribute_strategy):
+        """Makes `test_function` of `test_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
             if force or self.test_function is None:
                 step, jit_compile = self.test_step, self.jit_compile
                 self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
@@ -95,7 +98,10 @@ class Learner(keras.Model):
             self.test_function = _from_iterator(self.test_step)
 
     def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
-        """Does nothing: all is built. Keras's averages a batch over the replicas, which strings have no mean for."""
+        """Builds the optimizer, without a batch: Keras averages one over the replicas, and strings have no mean."""
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.network.trainable_variables)
 
     @property
     def _is_one_graph(self) -> bool:
