@@ -1,4 +1,4 @@
-"""Hugging Face Trainer on PyTorch: the networks of the rows from configurations, `bf16=True`, on a GPU if it has one."""
+"""Hugging Face Trainer on PyTorch: networks from their configurations, `bf16=True`, on a GPU where there is one."""
 
 from __future__ import annotations
 
