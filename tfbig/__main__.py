@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit | cache`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | launch | cache`: about all jobs, not one.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
-from tfbig.errors import TfbigError
+from tfbig.errors import Interrupted, TfbigError
 from tfbig.startup import import_tensorflow
 
 _EXAMPLES = """examples:
@@ -25,7 +25,10 @@ _EXAMPLES = """examples:
   python -m tfbig predict saved_models/photos picture.jpg more_pictures/
   python -m tfbig predict saved_models/photos/2 *.png --format jsonl
   python -m tfbig audit runs/NAME
+  python -m tfbig privacy runs/NAME
+  python -m tfbig ledger budgets.json
   python -m tfbig cache --clear
+  python -m tfbig launch --workers 2 image_finetune --train.epochs 5
 
 A job is a module: python -m tfbig.pipelines.NAME --help
 """
@@ -61,16 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
     try:
-        options.command(options)
+        exit_code = int(options.command(options) or 0)
         sys.stdout.flush()
     except TfbigError as error:
         if options.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        exit_code = 0
         # The reader (head, less) has seen enough; keep Python from failing on the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = f"{type(error).__name__}: {error}"
         print(f"unexpected error: {reason}. --debug shows where it came from.", file=sys.stderr)
         return 1
-    return 0
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,6 +125,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_AUDIT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))
+    _add_privacy(commands.add_parser(
+        "privacy", parents=[shared], allow_abbrev=False, help="what a private run promises, and to whole users",
+        description="Print the promise of a private run and what it does not cover, from its dp.json, and the figures "
+        "that TF Privacy's compute_dp_sgd_privacy_statement would give for it.",
+    ))
+    ledger = commands.add_parser(
+        "ledger", parents=[shared], allow_abbrev=False, help="what is spent of the privacy budgets in a ledger",
+        description="Print what each dataset's runs have spent together, of its limit, and each run that was charged.",
+    )
+    ledger.add_argument("file", type=Path, metavar="FILE", help="what runs were given as --dp.ledger")
+    ledger.set_defaults(command=_ledger)
+    _add_launch(commands.add_parser(
+        "launch", parents=[shared], allow_abbrev=False, help="a job in several processes of this machine",
+        description="Run a job's command in several processes of this machine: with --tune a search for settings, "
+        "whose trials the processes divide among them; otherwise one run, whose batches they divide, as several "
+        "machines would (TF_CONFIG). The exit code and the last line of stdout are those of worker 0, the chief.",
+    ))
     cache = commands.add_parser(
         "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",
         description="Features of frozen backbones (--adapt.mode head), kept in the folder TFBIG_CACHE, by default in "
@@ -149,6 +170,28 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_audit)
 
 
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tune", action="store_true", help="a search; its space is the job's tune.space")
+    parser.add_argument(
+        "--workers", type=_whole(1), default=2, metavar="INT", help="processes; each gets a GPU where there are some"
+    )
+    parser.add_argument("job", metavar="JOB", help="a job's name, as in python -m tfbig.pipelines.NAME, or a module")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
+    parser.set_defaults(command=_launch)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from tfbig import launch
+    from tfbig.pipelines._search_workers import devices_of_workers, job_module, launch_search
+
+    if options.tune:
+        print(launch_search(options.job, options.words, options.workers))
+        return 0
+    module = options.job if "." in options.job else job_module(options.job)
+    command = [sys.executable, "-m", module, *options.words]
+    return launch.run(launch.over_workers(command, devices_of_workers(options.workers)))
+
+
 def _whole(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) < 2**31:
@@ -165,6 +208,27 @@ def _audit(options: argparse.Namespace) -> None:
     logging.getLogger("tfbig.pipelines").setLevel(logging.INFO)
     content = audit(options.run, num_canaries=options.canaries, seed=options.seed, num_steps=options.steps)
     print_audit(content)
+
+
+def _add_privacy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a private run")
+    parser.add_argument(
+        "--max_examples_per_user", type=_whole(1), metavar="INT",
+        help="training examples that one person has at most: gives the figures for a whole person too",
+    )
+    parser.set_defaults(command=_privacy)
+
+
+def _privacy(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._privacy import print_privacy
+
+    print_privacy(options.run, max_examples_per_user=options.max_examples_per_user)
+
+
+def _ledger(options: argparse.Namespace) -> None:
+    from tfbig.pipelines._privacy import print_ledger
+
+    print_ledger(options.file)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ flag and a Python caller get the same sentence. Imports no TensorFlow.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
@@ -265,20 +266,26 @@ class RuntimeConfig:
     """The machine it runs on.
 
     Args:
-        strategy: auto uses all GPUs of this host, none one device, mirrored all devices of this host.
-        precision: bfloat16 computes in bfloat16 and keeps the weights in float32.
-        jit_compile: Compile the step with XLA.
+        strategy: none is one device, mirrored all devices of this host, multiworker the workers that TF_CONFIG names,
+            tpu a TPU; auto is multiworker where TF_CONFIG names several, else all GPUs of this host.
+        precision: bfloat16 computes in bfloat16 and keeps the weights in float32; auto times a few steps of each and
+            keeps the faster.
+        jit_compile: Compile the step with XLA; auto times a few steps with and without.
         seed: Orders the data, draws the augmentation and initialises new layers.
         offline: Never open a connection; what is not on this machine is an error.
+        start_timeout_s: Seconds to wait at the start for the other workers of TF_CONFIG.
     """
 
-    strategy: Literal["auto", "none", "mirrored"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    jit_compile: bool = False
+    strategy: Literal["auto", "none", "mirrored", "multiworker", "tpu"] = "auto"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    jit_compile: bool | Literal["auto"] = False
     seed: int = 0
     offline: bool = False
+    start_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
+        timeout_s = self.start_timeout_s
+        _require(0 < timeout_s <= 86400, "runtime.start_timeout_s", "above 0 and at most 86400", timeout_s)
         _require(0 <= self.seed < 2**31, "runtime.seed", "between 0 and 2147483647", self.seed)
 
 
@@ -297,6 +304,35 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """A search for settings; off until max_trials is given.
+
+    Args:
+        max_trials: Settings to try, each in a run of its own; the best on validation is evaluated and exported. In a
+            private random search the mean of their number, which is drawn at random.
+        tuner: random draws settings; hyperband drops the worse ones after few epochs; bayesian draws where a model of
+            the results so far expects better ones.
+        executions: Runs a trial, with seeds one apart, whose mean counts.
+        space: Flag -> {log: [LOW, HIGH]}, {linear: [LOW, HIGH]} or {choice: [VALUE, ...]}.
+    """
+
+    max_trials: int | None = None
+    tuner: Literal["random", "hyperband", "bayesian"] = "random"
+    executions: int = 1
+    space: Mapping[str, Mapping[str, list]] | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("tune.max_trials", self.max_trials, 1)
+        _require(self.max_trials is None or self.max_trials <= 9999, "tune.max_trials", "at most 9999", self.max_trials)
+        _require(1 <= self.executions <= 100, "tune.executions", "between 1 and 100", self.executions)
+
+    @property
+    def is_search(self) -> bool:
+        """Whether settings are searched for."""
+        return self.max_trials is not None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run is made from.
 
@@ -306,6 +342,7 @@ class RunConfig:
         adapt: See AdaptConfig.
         train: See TrainConfig.
         dp: See DpConfig.
+        tune: See TuneConfig.
         runtime: See RuntimeConfig.
         export: See ExportConfig.
         options: The job's own flags, an instance of its Task.options.
@@ -319,6 +356,7 @@ class RunConfig:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     dp: DpConfig = field(default_factory=DpConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     options: object = None

@@ -90,6 +90,23 @@ def read_recipe(path: Path) -> dict[str, object]:
     return flat
 
 
+def read_value(text: str, name: str) -> object:
+    """What a text means where a recipe would hold it, such as a list.
+
+    Args:
+        text: YAML.
+        name: Of the flag that it was given to.
+
+    Raises:
+        UsageError: It is not YAML.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--{name} must be written as in a recipe, got {text!r} ({reason}).") from error
+
+
 def dotted(tree: dict, prefix: str = "") -> dict[str, object]:
     """A nested mapping as dotted key -> value."""
     flat: dict[str, object] = {}

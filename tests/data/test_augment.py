@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfbig.data.augment import NAMES, augmentation
-from tfbig.data.splits import Batch
+from tfbig.data.splits import Batch, Parts
 from tfbig.errors import UsageError
 
 _RNG = np.random.default_rng(0)
@@ -26,7 +26,11 @@ def _in_tf_data(names: tuple[str, ...], seeds: list[int], *, known_size: bool) -
     return [Batch(*(part.numpy() for part in batch)) for batch in changed]
 
 
-@pytest.mark.parametrize("names", [*((name,) for name in NAMES), NAMES], ids=lambda names: "+".join(names))
+# Of batches: what is fetched as a part is changed before there is one.
+_OF_BATCHES = NAMES[1:]
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in _OF_BATCHES), _OF_BATCHES], ids=lambda names: "+".join(names))
 def test_the_seed_alone_decides(names: tuple[str, ...]) -> None:
     keras.utils.set_random_seed(1)
     first, second, third = _in_tf_data(names, [1, 2, 3], known_size=True)
@@ -105,6 +109,14 @@ def test_a_low_precision_policy_does_not_reach_the_pictures() -> None:
     finally:
         keras.config.set_dtype_policy("float32")
     np.testing.assert_array_equal(before.x, after.x)
+
+
+def test_parts_are_mirrored_where_they_are_fetched_and_nowhere_else() -> None:
+    parts, plain = (augmentation(n, num_classes=3, multi_label=False) for n in (["resized_crop", "flip"], ["flip"]))
+    assert isinstance(parts, Parts) and parts.flips and not isinstance(plain, Parts)
+    batch = Batch(tf.constant(_X), tf.constant(_Y), tf.constant(_WEIGHT))
+    np.testing.assert_array_equal(parts(batch, tf.constant([0, 1])).x, _X)
+    assert not augmentation(["resized_crop"], num_classes=3, multi_label=False).flips
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

@@ -9,7 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from tfbig.data import images
-from tfbig.data.splits import Split
+from tfbig.data.augment import augmentation
+from tfbig.data.splits import IndexPlan, Split, array_split, batches
 
 _RNG = np.random.default_rng(0)
 # Noise: the hardest case for a JPEG decoder.
@@ -117,6 +118,66 @@ def test_a_decoded_split_fetches_images_of_one_size() -> None:
     assert dataset.element_spec.shape == (8, 8, 3)
     np.testing.assert_allclose(next(iter(dataset)), images.decode_and_resize(table[0], 8), atol=1e-6)
     assert small.payload(1) == encoded[1]
+
+
+def _ramps(height: int, width: int) -> bytes:
+    """A smooth JPEG whose red says how far down a pixel is and whose green how far right."""
+    down, right = np.meshgrid(np.linspace(0, 255, height), np.linspace(0, 255, width), indexing="ij")
+    pixels = np.stack([down, right, np.full_like(down, 128)], -1).astype(np.uint8)
+    return _file(Image.fromarray(pixels), "JPEG", quality=95)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(60, 80, 64), (300, 400, 32), (400, 300, 224)])
+def test_a_part_of_a_jpeg_is_the_part_that_its_draws_say(height: int, width: int, size: int) -> None:
+    encoded = tf.constant(_ramps(height, width))
+    for draws in np.random.default_rng(1).random((8, 5), np.float32):
+        part = images.decode_part(encoded, tf.constant(draws), size).numpy()
+        assert part.shape == (size, size, 3) and part.dtype == np.float32 and 0 <= part.min() and part.max() <= 1.001
+        if draws[4] < 0.5:
+            part = part[:, ::-1]
+        top, left = part[0].mean(0)[0], part[:, 0].mean(0)[1]
+        # Shares of the picture; between the middles of the outermost pixels a pixel is missing.
+        tall, wide = np.array([part[-1].mean(0)[0] - top, part[:, -1].mean(0)[1] - left]) * size / (size - 1)
+        assert tall * wide == pytest.approx(0.08 + 0.92 * draws[0], rel=0.08, abs=0.02) or max(tall, wide) > 0.97
+        assert top == pytest.approx(draws[2] * (1 - tall), abs=0.05)
+        assert left == pytest.approx(draws[3] * (1 - wide), abs=0.05)
+        if max(tall, wide) < 0.97:
+            stretch = (4 / 3) ** (2 * (draws[1] - 0.5))
+            assert (wide * width) / (tall * height) == pytest.approx(stretch, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", _FILES)
+def test_the_whole_as_a_part_is_the_picture(kind: str) -> None:
+    encoded = tf.constant(_FILES[kind])
+    whole = np.array([1, 0.5, 0, 0, 1], np.float32)  # all of the area; narrower than high and no wider than the picture
+    part = images.decode_part(encoded, tf.constant(whole), 24).numpy()
+    assert np.abs(part.mean((0, 1)) - images.decode(encoded).numpy().mean((0, 1))).max() < 0.02
+    again = images.decode_part(encoded, tf.constant([1, 0.5, 0, 0, 0], tf.float32), 24).numpy()
+    np.testing.assert_array_equal(again, part[:, ::-1])
+
+
+def test_parts_depend_on_the_step_and_the_example_alone() -> None:
+    encoded = [_ramps(40, 50)] * 5
+    table = tf.constant(encoded)
+    split = images.decoded(Split(lambda i: tf.gather(table, i), np.arange(5), list("abcde")), 16)
+    augment = augmentation(["resized_crop", "flip"], num_classes=5, multi_label=False)
+
+    def epoch(number: int, step: int = 0, batch_size: int = 3) -> dict[tuple[int, int], bytes]:
+        plan = IndexPlan(5, batch_size, seed=7)
+        rows = batches(split, plan, position=lambda: (number, step), augment=augment)
+        numbered = [(at, *row) for at, (x, y, _) in enumerate(rows, step) for row in zip(x, y, strict=True)]
+        return {(at, int(y)): x.numpy().tobytes() for at, x, y in numbered}
+
+    whole = epoch(2)
+    assert len(set(whole.values())) >= 5  # one picture, another part for each example
+    assert epoch(2) == whole and epoch(2, step=1) == {key: x for key, x in whole.items() if key[0] == 1}
+    assert not set(epoch(3).values()) & set(whole.values())
+
+
+def test_examples_without_parts_refuse_them() -> None:
+    augment = augmentation(["resized_crop"], num_classes=2, multi_label=False)
+    with pytest.raises(ValueError, match="resized_crop"):
+        batches(array_split(np.zeros((3, 4)), np.zeros(3, int)), IndexPlan(3, 2), augment=augment)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])

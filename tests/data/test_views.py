@@ -1,5 +1,7 @@
 """Augmented views: each depends on its example and its number alone, and each epoch sees one."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
@@ -30,6 +32,17 @@ def test_a_view_depends_on_its_example_and_number_alone() -> None:
     for seed, view in ((0, 1), (1, 0)):
         other = _values(augmented(_split(), _AUGMENT, seed=seed, view=view))
         assert (other != first).any(axis=(1, 2, 3)).all()
+
+
+def test_a_view_of_a_part_depends_on_its_example_alone() -> None:
+    def split(x: np.ndarray) -> Split:
+        return dataclasses.replace(_split(x), gather=None, fetch_part=lambda i, draws: _split(x).fetch(i) * draws[0])
+
+    augment = augmentation(["resized_crop"], num_classes=3, multi_label=False)
+    first = _values(augmented(split(_X), augment, seed=0, view=0))
+    np.testing.assert_array_equal(_values(augmented(split(_X[:2:-1]), augment, seed=0, view=0)), first[:2:-1])
+    assert (first != _X).any(axis=(1, 2, 3)).all()
+    assert (_values(augmented(split(_X), augment, seed=0, view=1)) != first).any(axis=(1, 2, 3)).all()
 
 
 def test_one_picture_has_another_change_in_each_example() -> None:

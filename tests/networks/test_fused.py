@@ -43,6 +43,22 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
         layers.EinsumDense("abc,bd->adc", (5, 12), bias_axes="d"), shape=TOKENS
     ),
     "attention": _attention,
+    "convolution of one pixel": lambda: _stack(layers.Conv2D(5, 1), shape=PICTURES),
+    "convolution of one pixel with relu": lambda: _stack(
+        layers.Conv2D(5, 1, use_bias=False, activation="relu"), layers.Dense(3), shape=PICTURES
+    ),
+    "convolution that skips pixels": lambda: _stack(layers.Conv2D(5, 1, strides=(3, 2)), shape=PICTURES),
+    "convolution that skips many pixels": lambda: _stack(
+        layers.Conv2D(5, 1, strides=2, padding="same"), shape=(4, 36, 36, 8)
+    ),
+    "convolution that skips pixels of an odd picture": lambda: _stack(
+        layers.Conv2D(5, 1, strides=2), shape=(4, 7, 7, 8)
+    ),
+    "convolution of many channels": lambda: _stack(
+        layers.Conv2D(256, (3, 1), padding="same"), layers.Conv2D(260, 3, padding="same"), shape=(4, 3, 4, 256)
+    ),
+    "convolution with a margin": lambda: _stack(layers.Conv2D(256, 3), shape=(4, 4, 4, 256)),
+    "convolution of groups": lambda: _stack(layers.Conv2D(6, 1, groups=2), shape=PICTURES),
 }
 
 
@@ -84,7 +100,10 @@ def test_a_form_gives_the_layers_results_gradients_and_averages(name: str, train
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["batch norm", "layer norm", "dense with gelu", "attention"])
+@pytest.mark.parametrize("name", [
+    "batch norm", "layer norm", "dense with gelu", "attention", "convolution that skips pixels",
+    "convolution of many channels",
+])
 def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str) -> None:
     exact = _randomised(NETWORKS[name]())
     x = tf.constant(np.random.default_rng(1).normal(size=(4, *exact.input_shape[1:])), tf.float32)

@@ -1,7 +1,5 @@
 """Private training from the command line: what it promises is what it says everywhere, and what it did."""
 
-import contextlib
-import io
 import itertools
 import json
 import logging
@@ -13,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import dp_accounting
@@ -23,13 +20,24 @@ import pytest
 import tensorflow as tf
 import yaml
 from dp_accounting import pld
+from private_commands import (
+    HEAD,
+    NOISE,
+    NUM_STEPS,
+    PER_EPOCH,
+    SECRET,
+    Outcome,
+    begin,
+    read_history,
+    read_json,
+    run_command,
+    start,
+)  # fmt: skip
 
-from tfbig.data.images import png_bytes
 from tfbig.data.sampling import PoissonPlan
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.gradients.private.noise import GaussianNoise
-from tfbig.pipelines._command_line import parse, to_yaml
-from tfbig.pipelines._main import main
+from tfbig.pipelines._command_line import parse
 from tfbig.pipelines.image_finetune import TASK
 from tfbig.runtime import runtime
 from tfbig.training import checkpoints, private_state
@@ -37,66 +45,6 @@ from tfbig.training.assembly import Assembly, assemble
 from tfbig.training.fit import fit
 from tfbig.training.private_state import PrivateState
 from tfbig.training.run_directory import open_run
-
-SECRET = 0xC0FFEE00DDBA11AD5EEDED0FACEFEED5
-NOISE = ["--dp.noise_multiplier", "1"]
-HEAD = ["--adapt.mode", "head"]
-NUM_STEPS = 8  # Two epochs of 120 examples, 32 a step.
-PER_EPOCH = 4
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command gave."""
-
-    exit_code: int
-    result: dict
-    err: str
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network whose weights count as pretrained."""
-    path = tmp_path_factory.mktemp("backbone") / "small.keras"
-    keras.utils.set_random_seed(0)
-    keras.Sequential(
-        [keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.Flatten(),
-         keras.layers.Dense(16, activation="relu")]
-    ).save(path)  # fmt: skip
-    return path
-
-
-@pytest.fixture(scope="module")
-def arguments(backbone: Path) -> Callable[..., list[str]]:
-    """The words of a command that trains in a moment."""
-
-    def made(run_dir: Path, *more: str) -> list[str]:
-        return ["--model.backbone", f"keras:{backbone}", "--data.limit", "120", "--data.batch_size", "32",
-                "--train.epochs", "2", "--run_dir", str(run_dir), *more]  # fmt: skip
-
-    return made
-
-
-def _command(words: list[str]) -> Outcome:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(TASK, words)
-    lines = out.getvalue().splitlines()
-    return Outcome(code, json.loads(lines[-1]) if lines else {}, err.getvalue())
-
-
-def _begin(run_dir: Path, words: list[str], secret: int = SECRET) -> None:
-    """Makes the folder of a run that has drawn its secret, and was killed before anything else."""
-    private_state.write(run_dir / "checkpoints", PrivateState(f"{run_dir.name}-0", secret))
-    (run_dir / "config.yaml").write_text(to_yaml(TASK, parse(TASK, words)))
-
-
-def _json(run_dir: Path, name: str = "dp.json") -> dict:
-    return json.loads((run_dir / name).read_text())
-
-
-def _history(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _restart(run_dir: Path, copy: Path) -> Path:
@@ -117,23 +65,10 @@ def _recomputed(program: str, tmp_path: Path) -> float:
 # What a finished run says.
 
 
-@pytest.fixture(scope="module")
-def finished(
-    arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str], Outcome]:
-    """A private run of the head to the end, its folder, its command and what that gave."""
-    run_dir = tmp_path_factory.mktemp("finished") / "run"
-    words = arguments(run_dir, *HEAD, "--dp.target_epsilon", "8", "--train.log_graph", "true")
-    _begin(run_dir, words)
-    outcome = _command(words)
-    assert outcome.exit_code == 0, outcome.err
-    return run_dir, words, outcome
-
-
 def test_dp_json_says_what_anyone_needs_to_recompute_it(
     finished: tuple[Path, list[str], Outcome], tmp_path: Path
 ) -> None:
-    record = _json(finished[0])
+    record = read_json(finished[0])
     assert {"epsilon", "delta", "noise_multiplier", "l2_norm_clip", "sampling_probability", "steps", "accountant",
             "adjacency"} <= set(record)  # fmt: skip
     assert (record["delta"], record["l2_norm_clip"], record["steps"]) == (1e-5, 1.0, NUM_STEPS)
@@ -146,15 +81,15 @@ def test_dp_json_says_what_anyone_needs_to_recompute_it(
 
 def test_epsilon_is_the_same_wherever_it_stands(finished: tuple[Path, list[str], Outcome]) -> None:
     run_dir, _, outcome = finished
-    epsilon = _json(run_dir)["epsilon"]
+    epsilon = read_json(run_dir)["epsilon"]
     assert outcome.result["epsilon"] == epsilon
-    column = [row["epsilon"] for row in _history(run_dir)]
+    column = [row["epsilon"] for row in read_history(run_dir)]
     assert len(column) == 2 and 0 < column[0] < column[1] == epsilon
     assert _scalars(run_dir, "epsilon") == pytest.approx(dict(zip((PER_EPOCH, NUM_STEPS), column, strict=True)))
     lines = [line for line in outcome.err.splitlines() if line.startswith("epoch ")]
     assert [f"epsilon {value:.4f}" in line for value, line in zip(column, lines, strict=True)] == [True, True]
     assert f"| epsilon | {epsilon:.4g}"[:14] in (run_dir / "MODEL_CARD.md").read_text()
-    assert str(_json(run_dir, "status.json")["result"]["epsilon"]) == str(epsilon)
+    assert str(read_json(run_dir, "status.json")["result"]["epsilon"]) == str(epsilon)
 
 
 def test_the_pages_say_what_is_not_private(finished: tuple[Path, list[str], Outcome]) -> None:
@@ -162,7 +97,7 @@ def test_the_pages_say_what_is_not_private(finished: tuple[Path, list[str], Outc
     report, card = (run_dir / "report.html").read_text(), (run_dir / "MODEL_CARD.md").read_text()
     assert "Trained with differential privacy" in report and "do not publish them" in report
     assert "without differential privacy" not in card
-    for gap in _json(run_dir)["not_covered"]:
+    for gap in read_json(run_dir)["not_covered"]:
         assert gap.split(":")[0][:40] in card
 
 
@@ -192,7 +127,7 @@ def test_the_secret_is_erased_when_the_run_has_ended(finished: tuple[Path, list[
 def test_the_same_command_again_gives_the_finished_result(finished: tuple[Path, list[str], Outcome]) -> None:
     run_dir, words, outcome = finished
     before = (run_dir / "dp.json").read_bytes()
-    assert _command(words).result == outcome.result
+    assert run_command(words).result == outcome.result
     assert (run_dir / "dp.json").read_bytes() == before
 
 
@@ -214,7 +149,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(
 ) -> None:
     run_dir, words, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != ".lock"}
-    outcome = _command([*words, *changed])
+    outcome = run_command([*words, *changed])
     assert outcome.exit_code == 2 and f"{name} (" in outcome.err, outcome.err
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != ".lock"} == before
 
@@ -234,7 +169,7 @@ def test_a_run_that_lost_its_secret_does_not_go_on(
     run_dir, words, _ = finished
     copy = _restart(run_dir, tmp_path / "run")
     spoil(copy / "checkpoints" / "private_state.json")
-    outcome = _command([*words, "--run_dir", str(copy)])
+    outcome = run_command([*words, "--run_dir", str(copy)])
     assert outcome.exit_code == 4, outcome.err
     assert reason in outcome.err and "--resume never" in outcome.err
     assert sorted(path.name for path in (copy / "checkpoints").glob("*.npz"))
@@ -246,9 +181,9 @@ def test_a_kill_between_the_last_checkpoint_and_dp_json_does_not_lose_the_promis
     run_dir, words, result = finished
     copy = _restart(run_dir, tmp_path / "run")
     (copy / "dp.json").unlink()
-    outcome = _command([*words, "--run_dir", str(copy)])
+    outcome = run_command([*words, "--run_dir", str(copy)])
     assert outcome.exit_code == 0 and outcome.result["epsilon"] == result.result["epsilon"]
-    assert _json(copy) == _json(run_dir)
+    assert read_json(copy) == read_json(run_dir)
     assert "without differential privacy" not in (copy / "MODEL_CARD.md").read_text()
 
 
@@ -259,10 +194,10 @@ def test_a_shuffled_run_is_credited_no_amplification(
     run_dir = tmp_path / "run"
     words = arguments(run_dir, *HEAD, "--dp.noise_multiplier", "2", "--dp.sampling", "shuffle")
     with caplog.at_level(logging.WARNING, "tfbig"):
-        outcome = _command(words)
+        outcome = run_command(words)
     assert outcome.exit_code == 0, outcome.err
     assert "no amplification" in caplog.text
-    record = _json(run_dir)
+    record = read_json(run_dir)
     # Two epochs, in each of which an example is in one sum: two Gaussians, whatever the batches are.
     event = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(2.0), 2)
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
@@ -304,7 +239,7 @@ def _scalars(run_dir: Path, tag: str) -> dict[int, float]:
 
 
 def _state(run_dir: Path) -> tuple[dict[str, list[np.ndarray]], list[dict]]:
-    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in _history(run_dir)]
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in read_history(run_dir)]
     return checkpoints.load_latest(run_dir / "checkpoints").groups, rows
 
 
@@ -328,7 +263,7 @@ def _stop_in_process(words: list[str], step: int, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", asking)
-        return _command(words)
+        return run_command(words)
 
 
 RESUMED = {
@@ -348,29 +283,24 @@ def test_a_stop_within_an_epoch_changes_nothing(
     whole, stopped = (arguments(tmp_path / part, *more) for part in ("whole", "stopped"))
     stopped += ["--dp.ledger", str(ledger), "--dp.ledger_epsilon", "20"]
     for words, part in ((whole, "whole"), (stopped, "stopped")):
-        _begin(tmp_path / part, words)
-    expected = _command(whole)
+        begin(tmp_path / part, words)
+    expected = run_command(whole)
     assert expected.exit_code == 0, expected.err
     asked = _stop_in_process(stopped, 6, monkeypatch)
     assert asked.exit_code == 75 and "same command" in asked.err and not asked.result
-    assert _json(tmp_path / "stopped")["steps"] == 6
+    assert read_json(tmp_path / "stopped")["steps"] == 6
     charged = ledger.read_bytes()
     again = _stop_in_process(stopped, 7, monkeypatch)
     assert again.exit_code == 75
     # Going on charges nothing, for all steps were charged when it began.
     assert ledger.read_bytes() == charged
-    result = _command(stopped)
+    result = run_command(stopped)
     assert result.exit_code == 0, result.err
     assert result.result["metrics"] == expected.result["metrics"]
     assert result.result["epsilon"] == expected.result["epsilon"]
     _assert_same(tmp_path / "stopped", tmp_path / "whole")
     [charge] = BudgetLedger(ledger).balance("digits", "").runs
     assert (charge.run_id, charge.num_steps) == ("stopped-0", NUM_STEPS)
-
-
-def _start(words: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tfbig.pipelines.image_finetune", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _checkpointed_steps(run_dir: Path) -> int:
@@ -401,27 +331,27 @@ def test_a_killed_run_draws_what_it_would_have_drawn(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     limit = ["--dp.ledger_epsilon", "100"]
     for run_dir in (whole, killed):
-        _begin(run_dir, arguments(run_dir, *more, *limit))
-    expected = _command(arguments(whole, *more, *limit))
+        begin(run_dir, arguments(run_dir, *more, *limit))
+    expected = run_command(arguments(whole, *more, *limit))
     assert expected.exit_code == 0, expected.err
 
     words = arguments(killed, *more, *limit)
-    process = _start(words)
+    process = start(words)
     _signal_at(process, killed, 8, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert json.loads((killed / "dp.json").read_text())["steps"] >= _checkpointed_steps(killed)
     # It may have taken all of its steps, for all that the ledger knows.
     charges = BudgetLedger(ledger).balance("digits", "").runs
     assert [(charge.run_id, charge.num_steps) for charge in charges] == [("whole-0", 45), ("killed-0", 45)]
-    again = _start(words)
+    again = start(words)
     _signal_at(again, killed, 14, signal.SIGKILL)
     # No promise is left over from an earlier session that trained less.
     assert json.loads((killed / "dp.json").read_text())["steps"] >= _checkpointed_steps(killed)
-    asked = _start(words)
+    asked = start(words)
     _signal_at(asked, killed, 24, signal.SIGTERM)
     assert asked.returncode == 75
     assert stat.S_IMODE((killed / "checkpoints" / "private_state.json").stat().st_mode) == 0o600
-    result = _command(words)
+    result = run_command(words)
     assert result.exit_code == 0, result.err
     assert result.result["metrics"] == expected.result["metrics"]
     _assert_same(killed, whole)
@@ -440,161 +370,6 @@ def test_another_secret_is_another_run(arguments: Callable[..., list[str]], tmp_
         kernels.append(np.asarray(assembly.learner.network.trainable_variables[0]) - kernel)
     one, other = kernels
     assert np.abs(one).max() > 0 and not np.allclose(one, other, rtol=0.1)
-
-
-# The budget of one run.
-
-
-@pytest.mark.parametrize(
-    ("max_epsilon", "steps", "is_exported"),
-    [
-        pytest.param("3.6", 2, False, id="first-epoch"),
-        pytest.param("4.5", 4, False, id="epochs-end", marks=pytest.mark.slow),
-        pytest.param("5.6", 7, True, id="later-with-export", marks=pytest.mark.slow),
-    ],
-)
-def test_a_budget_ends_the_run_before_it_is_passed(
-    max_epsilon: str, steps: int, is_exported: bool, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    run_dir, served, ledger = tmp_path / "run", tmp_path / "served", tmp_path / "ledger.json"
-    words = arguments(run_dir, *HEAD, *NOISE, "--dp.max_epsilon", max_epsilon,
-                      "--dp.ledger", str(ledger), "--dp.ledger_epsilon", "9")  # fmt: skip
-    words += ["--export.dir", str(served)] if is_exported else []
-    outcome = _command(words)
-    assert outcome.exit_code == 75, outcome.err
-    assert outcome.result["metrics"]["test_accuracy"] >= 0
-    assert outcome.result["export"] == (str(served / "1") if is_exported else None)
-    record = _json(run_dir)
-    assert (record["steps"], record["planned_steps"]) == (steps, NUM_STEPS)
-    assert record["epsilon"] == outcome.result["epsilon"] <= float(max_epsilon) < _poisson_epsilon(steps + 1)
-    assert record["epsilon"] == pytest.approx(_poisson_epsilon(steps), rel=1e-3)
-    assert len(_history(run_dir)) == steps // PER_EPOCH
-    assert checkpoints.load_latest(run_dir / "checkpoints").meta["step"] == steps % PER_EPOCH
-    # Only what the budget allows was ever charged, and the secret is gone as from any run that ended.
-    [charge] = BudgetLedger(ledger).balance("digits", "").runs
-    assert charge.num_steps == steps
-    assert private_state.read(run_dir / "checkpoints").secret is None
-    again = _command(words)
-    assert (again.exit_code, again.result) == (75, outcome.result)
-    assert [path.parent.name for path in served.glob("*/saved_model.pb")] == ["1"] * is_exported
-
-
-def _poisson_epsilon(steps: int) -> float:
-    step = dp_accounting.PoissonSampledDpEvent(32 / 120, dp_accounting.GaussianDpEvent(1.0))
-    return pld.PLDAccountant().compose(dp_accounting.SelfComposedDpEvent(step, steps)).get_epsilon(1e-5)
-
-
-def test_a_budget_within_the_first_epoch_ends_a_run_that_keeps_the_best(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    outcome = _command(arguments(tmp_path / "run", *HEAD, *NOISE, "--dp.max_epsilon", "3.6", "--train.keep", "best"))
-    assert outcome.exit_code == 75, outcome.err
-    assert outcome.result["epsilon"] <= 3.6
-
-
-def test_a_budget_below_one_step_is_refused_before_training(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    outcome = _command(arguments(tmp_path / "run", *HEAD, *NOISE, "--dp.max_epsilon", "0.5"))
-    assert outcome.exit_code == 6 and "before the first step" in outcome.err and not outcome.result
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_dry_run_plans_and_charges_nothing(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.json"
-    outcome = _command(arguments(tmp_path / "run", *HEAD, *NOISE, "--dry_run", "--dp.ledger", str(ledger),
-                                 "--dp.ledger_epsilon", "9"))  # fmt: skip
-    assert outcome.exit_code == 0, outcome.err
-    # Of the whole run, though it holds some of the examples only.
-    assert outcome.result["epsilon"] == pytest.approx(_poisson_epsilon(NUM_STEPS), rel=1e-3)
-    assert not list(tmp_path.iterdir())
-
-
-# The budget of a dataset over runs.
-
-
-@pytest.mark.slow
-def test_the_last_of_three_runs_is_refused(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.json"
-    more = [*HEAD, *NOISE, "--train.epochs", "1", "--dp.ledger", str(ledger)]
-    words = arguments(tmp_path / "one", *more, "--dp.ledger_epsilon", "6.2")
-    assert _command(words).exit_code == 0
-    # To train anew is another run, and is charged as one.
-    assert _command([*words, "--resume", "never"]).exit_code == 0
-    charges = BudgetLedger(ledger).balance("digits", "").runs
-    assert [charge.num_steps for charge in charges] == [PER_EPOCH, PER_EPOCH]
-    assert len({charge.run_id for charge in charges}) == 2
-    before = ledger.read_bytes()
-    third = _command(arguments(tmp_path / "three", *more))
-    assert third.exit_code == 6, third.err
-    spent = _poisson_epsilon(2 * PER_EPOCH)
-    assert f"{spent:.2f}" in third.err and "of epsilon 6.2" in third.err and "2 runs" in third.err
-    assert not list((tmp_path / "three").rglob("*.npz")) and not (tmp_path / "three" / "dp.json").exists()
-    # What is there is answered without a charge.
-    assert _command(words).exit_code == 0 and ledger.read_bytes() == before
-
-
-def test_what_is_refused_to_train_anew_loses_nothing(
-    finished: tuple[Path, list[str], Outcome], tmp_path: Path
-) -> None:
-    run_dir, words, _ = finished
-    copy, ledger = Path(shutil.copytree(run_dir, tmp_path / "run")), tmp_path / "ledger.json"
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    outcome = _command([*words, "--run_dir", str(copy), "--resume", "never", "--dp.ledger", str(ledger),
-                        "--dp.ledger_epsilon", "2"])  # fmt: skip
-    assert outcome.exit_code == 6 and "does not allow this run" in outcome.err, outcome.err
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before and not ledger.exists()
-
-
-@pytest.mark.slow
-def test_the_same_pictures_have_one_budget(
-    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for i in range(60):
-        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png_bytes(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)))
-    monkeypatch.chdir(tmp_path)
-    ledger = tmp_path / "ledger.json"
-    more = [*HEAD, "--dp.target_epsilon", "5", "--train.epochs", "1", "--data.batch_size", "16",
-            "--dp.ledger", str(ledger)]  # fmt: skip
-    first = _command(arguments(tmp_path / "one", *more, "--data.source", "folder:photos", "--dp.ledger_epsilon", "6"))
-    assert first.exit_code == 0, first.err
-    for place in (f"{tmp_path}/../{tmp_path.name}/photos/", shutil.copytree("photos", "copy")):
-        again = _command(arguments(tmp_path / f"of_{Path(place).name}", *more, "--data.source", f"folder:{place}",
-                                   "--runtime.seed", "5", "--data.limit", "30"))  # fmt: skip
-        assert again.exit_code == 6 and "spent or reserved by 1 runs" in again.err, again.err
-
-
-@pytest.mark.slow
-def test_patience_that_ends_a_run_gives_back(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.json"
-    # Too slow to better anything, so the second epoch is the last.
-    outcome = _command(arguments(tmp_path / "run", *HEAD, *NOISE, "--train.epochs", "6", "--train.learning_rate",
-                                 "1e-12", "--train.early_stopping_patience", "1", "--dp.ledger", str(ledger),
-                                 "--dp.ledger_epsilon", "20"))  # fmt: skip
-    assert outcome.exit_code == 0, outcome.err
-    [charge] = BudgetLedger(ledger).balance("digits", "").runs
-    record = _json(tmp_path / "run")
-    assert charge.num_steps == record["steps"] == 2 * PER_EPOCH < record["planned_steps"] == 6 * PER_EPOCH
-    assert outcome.result["epsilon"] == pytest.approx(_poisson_epsilon(2 * PER_EPOCH), rel=1e-3)
-    assert any("When to stop" in gap or "when to stop" in gap for gap in record["not_covered"])
-
-
-@pytest.mark.slow
-def test_two_runs_at_once_cannot_both_take_the_last_of_a_budget(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    ledger = tmp_path / "ledger.json"
-    more = [*HEAD, *NOISE, "--train.epochs", "1", "--dp.ledger", str(ledger), "--dp.ledger_epsilon", "5"]
-    processes = [_start(arguments(tmp_path / name, *more)) for name in ("one", "two", "three")]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert sorted(codes) == [0, 6, 6], errors
-    refused = [error for code, error in zip(codes, errors, strict=True) if code == 6]
-    assert all("does not allow this run" in error for error in refused)
-    assert len(BudgetLedger(ledger).balance("digits", "").runs) == 1
 
 
 # With what else a run can have.
@@ -659,7 +434,7 @@ def test_two_real_steps(
     assert num_trained is None or len(after) == num_trained
     for variable, old, new in zip(assembly.learner.network.trainable_variables, before, after, strict=True):
         assert np.isfinite(new).all() and not np.array_equal(old, new), variable.path
-    record = _json(tmp_path / "run")
+    record = read_json(tmp_path / "run")
     assert (record["steps"], record["engine"]) == (2, engine)
     assert record["trained_variables"] == [v.path for v in assembly.learner.network.trainable_variables]
     assert ("by itself, which is exact and slow" in caplog.text) is (engine == "by_example")
@@ -682,11 +457,11 @@ sys.exit(main(TASK, words))
 def test_two_devices_promise_what_one_does(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     one, two = (arguments(tmp_path / name, *HEAD, *NOISE, *TWO_STEPS) for name in ("one", "two"))
     two += ["--runtime.strategy", "mirrored"]
-    assert _command(one).exit_code == 0
+    assert run_command(one).exit_code == 0
     done = subprocess.run([sys.executable, "-c", TWO_DEVICES, *two], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "7 must be a multiple of the 2 devices" in done.stderr
-    one_record, two_record = _json(tmp_path / "one"), _json(tmp_path / "two")
+    one_record, two_record = read_json(tmp_path / "one"), read_json(tmp_path / "two")
     for name in ("epsilon", "noise_multiplier", "steps", "sampling_probability", "trained_variables", "statement"):
         assert one_record[name] == two_record[name]
     weights = checkpoints.load_latest(tmp_path / "two" / "checkpoints").groups["network"]

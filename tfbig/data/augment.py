@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfbig.data.splits import Augment, Batch
+from tfbig.data.splits import Augment, Batch, Parts
 from tfbig.errors import UsageError
 from tfbig.suggest import nearest
 
-NAMES = ("flip", "vertical_flip", "crop", "rotate", "brightness", "contrast", "randaugment", "mixup", "cutmix")
 _MIXING = ("mixup", "cutmix")
+NAMES = (
+    "resized_crop", "flip", "vertical_flip", "crop", "rotate", "brightness", "contrast", "randaugment", *_MIXING
+)  # fmt: skip
 _RANDAUGMENT_ROUNDS = 2
 # Of images in [0, 1]; float32 whatever the global policy, for 8 bits a channel do not fit into bfloat16.
 _COLOUR = {"value_range": (0.0, 1.0), "dtype": "float32"}
@@ -47,7 +49,9 @@ def augmentation(names: Sequence[str], *, num_classes: int, multi_label: bool) -
     first picture of each mixture.
 
     Args:
-        names: Of NAMES, applied in the order of NAMES. flip is left-right; crop shifts by up to an eighth
+        names: Of NAMES, applied in the order of NAMES. resized_crop takes a part of each picture, 8 to 100 per cent of
+            its area, while it is decoded, and mirrors it then where flip is named too (`images.decode_part`). flip is
+            left-right; crop shifts by up to an eighth
             and reflects what it leaves empty; rotate turns by up to 15 degrees; brightness and contrast
             change by up to a fifth. With mixup and cutmix both, each batch gets one of them.
         num_classes: C.
@@ -63,7 +67,10 @@ def augmentation(names: Sequence[str], *, num_classes: int, multi_label: bool) -
     for name in names:
         if name not in NAMES:
             raise UsageError(f"augment must be some of {', '.join(NAMES)}, got {name!r}.{nearest(name, NAMES)}")
-    changes = [_change(name) for name in NAMES if name in names and name not in _MIXING]
+    parts, flips = "resized_crop" in names, "flip" in names
+    # A part is mirrored where it is decoded: of a whole batch that costs several times as much.
+    done = ("resized_crop", "flip") if parts else ()
+    changes = [_change(name) for name in NAMES if name in names and name not in (*_MIXING, *done)]
     mixers = [_mixer(name) for name in _MIXING if name in names]
 
     def apply(batch: Batch, seed: tf.Tensor) -> Batch:
@@ -80,7 +87,7 @@ def augmentation(names: Sequence[str], *, num_classes: int, multi_label: bool) -
             x, y = (tf.stack(choices)[pick] for choices in zip(*mixed, strict=True))
         return Batch(tf.ensure_shape(x, shape), y, batch.weight)
 
-    return apply
+    return Parts(apply, flips) if parts else apply
 
 
 def _change(name: str) -> Callable[[tf.Tensor, _Draws], tf.Tensor]:

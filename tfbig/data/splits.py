@@ -57,6 +57,8 @@ class Split:
         names: What a person calls each example, for predictions.csv and the report: a path, a row, an id.
         payload: Index -> the example as the user stored it (encoded image bytes); None where there is no file.
         gather: (B,) int64 indices -> a whole batch of features at once, for examples held in memory.
+        fetch_part: Scalar int64 index and (5,) float32 draws in [0, 1) -> features of a random part of the example,
+            for `Parts`; None where examples have no parts.
     """
 
     fetch: Callable[[tf.Tensor], Features]
@@ -64,6 +66,7 @@ class Split:
     names: Sequence[str]
     payload: Callable[[int], bytes] | None = None
     gather: Callable[[tf.Tensor], Features] | None = None
+    fetch_part: Callable[[tf.Tensor, tf.Tensor], Features] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,13 +74,14 @@ class Split:
     def subset(self, indices: np.ndarray) -> Split:
         """The same examples under new indices 0..len(indices)-1."""
         table = np.asarray(indices, np.int64)
-        payload, gather = self.payload, self.gather
+        payload, gather, fetch_part = self.payload, self.gather, self.fetch_part
         return Split(
             fetch=lambda i: self.fetch(tf.gather(table, i)),
             labels=self.labels[table],
             names=[self.names[i] for i in table],
             payload=None if payload is None else lambda i: payload(int(table[i])),
             gather=None if gather is None else lambda i: gather(tf.gather(table, i)),
+            fetch_part=None if fetch_part is None else lambda i, draws: fetch_part(tf.gather(table, i), draws),
         )
 
 
@@ -203,12 +207,66 @@ def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarra
 Augment: TypeAlias = Callable[[Batch, tf.Tensor], Batch]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """An augmentation that begins before there is a batch: each example is fetched as a random part of it.
+
+    Guarantees: the part is a function of the key alone: `batches` makes it of the step's seed and the example's index.
+
+    Args:
+        change: What happens to the batch after that.
+        flips: Whether half of the parts are mirrored.
+    """
+
+    change: Augment
+    flips: bool = False
+
+    def __call__(self, batch: Batch, seed: tf.Tensor) -> Batch:
+        """The batch of parts, changed further."""
+        return self.change(batch, seed)
+
+    def fetch(self, split: Split, index: tf.Tensor, key: tf.Tensor) -> Features:
+        """A random part of an example.
+
+        Args:
+            split: Has it.
+            index: Scalar int64.
+            key: (2,) int64 that the draws are a function of.
+        """
+        if split.fetch_part is None:
+            raise ValueError("Expected examples that have parts, such as images; leave resized_crop out for others.")
+        draws = tf.random.stateless_uniform([5], key, alg="philox")
+        return split.fetch_part(index, draws if self.flips else tf.concat([draws[:4], [1.0]], axis=0))
+
+
+class Share(NamedTuple):
+    """What one host feeds of each batch: the equal, contiguous slices of its own replicas, among those of all.
+
+    Args:
+        first: The host's first replica.
+        num_local: Its replicas, at least 1.
+        num_replicas: All replicas; divides every batch.
+    """
+
+    first: int
+    num_local: int
+    num_replicas: int
+
+    def bounds(self, length: int) -> tuple[int, int]:
+        """Begin and end of the host's part of a batch of `length`."""
+        size = length // self.num_replicas
+        return self.first * size, (self.first + self.num_local) * size
+
+
+# Conversion of Python's `if` and `for` on tensors takes half a second, and nothing here needs it.
+@tf.autograph.experimental.do_not_convert
 def batches(
     split: Split,
     plan: Plan,
     *,
     position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     augment: Augment | None = None,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
     """One epoch of batches (x, y, weight), exactly as the plan names them.
 
@@ -217,6 +275,9 @@ def batches(
         plan: Which examples each step holds.
         position: Asked each time the dataset is iterated: the epoch, and the step in it to begin with.
         augment: Changes a batch, drawing only from the (2,) int32 seed of its step.
+        share: What this host is to feed; each element is then one replica's slice of a batch, a host's one after the
+            other. Only those examples are fetched; with `augment` the whole batch is, since what is drawn for an
+            example depends on its place in the batch, and mixtures on its neighbours.
 
     Returns:
         A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_length` examples, less the steps
@@ -226,48 +287,92 @@ def batches(
 
     def planned() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         epoch, first_step = position()
-        for step in range(first_step, plan.steps_per_epoch):
-            yield *plan.indices(epoch, step), plan.augmentation_seed(epoch, step)
+        for first in range(first_step, plan.steps_per_epoch, block):
+            several = range(first, min(first + block, plan.steps_per_epoch))
+            steps = [plan.indices(epoch, step) for step in several]
+            part = slice(*fetched_share.bounds(len(steps[0][0]))) if fetched_share else slice(None)
+            seeds = [plan.augmentation_seed(epoch, step) for step in several]
+            yield np.stack([i[part] for i, _ in steps]), np.stack([w[part] for _, w in steps]), np.stack(seeds)
 
+    def fetch(index: tf.Tensor, seed: tf.Tensor) -> Features:
+        if isinstance(augment, Parts):
+            return augment.fetch(split, index, tf.stack([tf.bitcast(seed, tf.int64), index]))
+        return split.fetch(index)
+
+    fetched_share = None if augment else share
     length = plan.batch_length
+    # Python is asked once for many steps; those of different lengths cannot be stacked.
+    block = _STEPS_AT_ONCE if length else 1
+    if length is not None and fetched_share is not None:
+        length = length // fetched_share.num_replicas * fetched_share.num_local
     steps = tf.data.Dataset.from_generator(
         planned,
         output_signature=(
-            tf.TensorSpec([length], tf.int64),
-            tf.TensorSpec([length], tf.float32),
-            tf.TensorSpec([2], tf.int32),
+            tf.TensorSpec([None, length], tf.int64),
+            tf.TensorSpec([None, length], tf.float32),
+            tf.TensorSpec([None, 2], tf.int32),
         ),
-    )
-    gather_labels = array_split(split.labels, split.labels).fetch
+    ).unbatch()
+    with tf.device("CPU"):
+        # Eager: handed to the graph by reference, not copied into it.
+        labels = tf.constant(split.labels)
 
     def finish(x: Features, indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor) -> tuple:
-        batch = Batch(x, gather_labels(indices), weight)
+        batch = Batch(x, tf.gather(labels, indices), weight)
         return tuple(augment(batch, seed) if augment else batch)
 
     # A step's whole batch may be thousands of images, of which a few fill the memory: two at a time suffice to
     # finish one while the next is fetched.
     at_once, ahead = (tf.data.AUTOTUNE, tf.data.AUTOTUNE) if length else (2, 1)
     parallel = {"num_parallel_calls": at_once, "deterministic": True}
-    if split.gather is not None:
+    if split.gather is not None and not isinstance(augment, Parts):
         whole = steps.map(lambda i, w, s: finish(split.gather(i), i, w, s), **parallel)
     else:
-        fetched = _fetched_and_grouped(split, steps) if length is None else _fetched(split, steps, length)
+        fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
         whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
     num_steps = plan.steps_per_epoch - position()[1]
+    if share is not None:
+        whole = _by_replica(whole, share, is_whole=fetched_share is None)
+        num_steps *= share.num_local
     return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead)
 
 
+def _by_replica(batches: tf.data.Dataset, share: Share, *, is_whole: bool) -> tf.data.Dataset:
+    """Batches, or a host's part of them, as one element for each replica of the host."""
+
+    def part(value: tf.Tensor) -> tf.Tensor:
+        size = (value.shape[0] or tf.shape(value)[0]) // (share.num_replicas if is_whole else share.num_local)
+        begin = share.first * size if is_whole else 0
+        return value[begin : begin + share.num_local * size]
+
+    if is_whole:
+        batches = batches.map(lambda *row: tf.nest.map_structure(part, row), num_parallel_calls=tf.data.AUTOTUNE)
+    if share.num_local == 1:
+        return batches
+
+    def slices(*row: tf.Tensor) -> tf.data.Dataset:
+        split = tf.nest.map_structure(lambda value: tf.reshape(
+            value, [share.num_local, (value.shape[0] or tf.shape(value)[0]) // share.num_local, *value.shape[1:]]
+        ), row)
+        return tf.data.Dataset.from_tensor_slices(split)
+
+    return batches.flat_map(slices)
+
+
+# Index and seed of the step -> features.
+_Fetch: TypeAlias = Callable[[tf.Tensor, tf.Tensor], Features]
 _LONGEST = 2**31
+_STEPS_AT_ONCE = 32
 _FETCHING = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
-def _fetched(split: Split, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
+def _fetched(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
     """(indices, weight, seed) of steps of one length -> (x, indices, weight, the seed once an example)."""
     examples = steps.map(lambda i, w, s: (i, w, tf.repeat(s[None], length, axis=0))).unbatch()
-    return examples.map(lambda i, w, s: (split.fetch(i), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
+    return examples.map(lambda i, w, s: (fetch(i, s), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
 
 
-def _fetched_and_grouped(split: Split, steps: tf.data.Dataset) -> tf.data.Dataset:
+def _fetched_and_grouped(fetch: _Fetch, steps: tf.data.Dataset) -> tf.data.Dataset:
     """(indices, weight, seed) of steps of any length -> (x, indices, weight, the seed once an example), a step each.
 
     One stream of examples runs through all steps, so that fetching never pauses between two of them. Of the
@@ -287,7 +392,7 @@ def _fetched_and_grouped(split: Split, steps: tf.data.Dataset) -> tf.data.Datase
         filled_up = window.concatenate(window.skip(num_fetched - 1).repeat(num_missing))
         return filled_up.batch(num_fetched + num_missing)
 
-    fetched = steps.map(examples).unbatch().map(lambda i, w, s, key: (split.fetch(i), i, w, s, key), **_FETCHING)
+    fetched = steps.map(examples).unbatch().map(lambda i, w, s, key: (fetch(i, s), i, w, s, key), **_FETCHING)
     # A window knows nothing but its key, so the key is its size and how much it lacks. Two steps with one key never
     # meet in a window: the examples come in order, and a window that is full is closed.
     grouped = fetched.group_by_window(

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.sampling import Plan
-from tfbig.data.splits import Augment, Batch, Features, Split, array_split
+from tfbig.data.splits import Augment, Batch, Features, Parts, Split, array_split
 
 
 def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:
@@ -36,8 +36,14 @@ def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:
     labels = array_split(split.labels, split.labels)
 
     def fetch(index: tf.Tensor) -> Features:
-        alone = tf.nest.map_structure(lambda value: value[None], split.fetch(index))
-        changed = augment(Batch(alone, tf.expand_dims(labels.fetch(index), 0), tf.ones([1])), seeds.fetch(index))
+        seed = seeds.fetch(index)
+        # The key has no part of the index, which depends on the other examples.
+        if isinstance(augment, Parts):
+            example = augment.fetch(split, index, tf.cast(seed, tf.int64))
+        else:
+            example = split.fetch(index)
+        alone = tf.nest.map_structure(lambda value: value[None], example)
+        changed = augment(Batch(alone, tf.expand_dims(labels.fetch(index), 0), tf.ones([1])), seed)
         return tf.nest.map_structure(lambda value: value[0], changed.x)
 
     return dataclasses.replace(split, fetch=fetch, gather=None)

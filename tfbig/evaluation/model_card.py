@@ -181,7 +181,10 @@ def _privacy(record: RunRecord) -> list[str]:
     return [
         _stated(facts.get("statement")),
         "",
-        *_table(["what", "value"], [[_plain(name), _stated(facts[name])] for name in shown if name in facts]),
+        *_table(["what", "value"], [
+            [_plain(name), _stated(facts[name], "none" if name == "ledger" else _NOT_STATED)]
+            for name in shown if name in facts
+        ]),
         "",
         f"Covered: {num_variables}, which dp.json names, and whatever is computed from them. Not covered:",
         "",

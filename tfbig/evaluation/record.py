@@ -41,6 +41,7 @@ class RunRecord:
         evaluation: evaluation.json.
         manifest: data_manifest.json.
         privacy: dp.json.
+        search: search.json, where the run is a search; its best settings are in `config`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RunRecord:
     evaluation: Mapping[str, object] = field(default_factory=dict)
     manifest: Mapping[str, object] = field(default_factory=dict)
     privacy: Mapping[str, object] = field(default_factory=dict)
+    search: Mapping[str, object] = field(default_factory=dict)
 
     def setting(self, flag: str) -> object:
         """The value of a dotted flag such as data.source; None where config.yaml has none."""
@@ -120,16 +122,27 @@ def read_record(run_dir: Path) -> RunRecord:
     Raises:
         DataError: A file is there and cannot be read.
     """
+    search = _read(run_dir / "search.json", json.loads)
     return RunRecord(
         name=run_dir.resolve().name,
-        config=_read(run_dir / "config.yaml", yaml.safe_load),
+        config=_with_settings(_read(run_dir / "config.yaml", yaml.safe_load), mapping(search.get("settings"))),
         environment=_read(run_dir / "environment.json", json.loads),
         status=_read(run_dir / "status.json", json.loads),
         history=_read_lines(run_dir / "metrics.jsonl"),
         evaluation=_read(run_dir / "evaluation.json", json.loads),
         manifest=_read(run_dir / "data_manifest.json", json.loads),
         privacy=_read(run_dir / "dp.json", json.loads),
+        search=search,
     )
+
+
+def _with_settings(config: Mapping[str, object], settings: Mapping[str, object]) -> Mapping[str, object]:
+    """The configuration of the network that a search chose."""
+    changed = dict(config)
+    for flag, value in settings.items():
+        group, _, name = flag.partition(".")
+        changed[group] = {**mapping(changed.get(group)), name: value}
+    return changed
 
 
 def lookup(tree: Mapping[str, object], flag: str) -> object:

@@ -17,6 +17,7 @@ from tfbig.evaluation import charts
 from tfbig.evaluation.evaluate import Evaluation, encodable, joined
 from tfbig.evaluation.page import facts, page, section, table, thumbnail
 from tfbig.evaluation.record import METRIC_TITLES, RunRecord, counted, leaves, mapping, read_record
+from tfbig.evaluation.search_report import search_section
 from tfbig.training.run_directory import RunDirectory
 
 _NUM_WORST = 16
@@ -60,6 +61,7 @@ def write_report(
         _cards(evaluation.report),
         _warnings(record, evaluation.report),
         _curves(history),
+        search_section(record.search),
         _confusion(evaluation.report),
         _worst(evaluation, pictures),
         _calibration(evaluation.report),

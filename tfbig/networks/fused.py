@@ -17,6 +17,8 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
+from tfbig.networks.fused_convolution import FusedConv2D
+
 _HALF = tf.bfloat16, tf.float16
 # cuDNN takes no smaller one, and TensorFlow raises a smaller one in silence.
 _LEAST_EPSILON = 1.001e-5
@@ -31,7 +33,9 @@ def fused(network: keras.Model) -> keras.Model:
     Returns:
         The same network.
     """
-    return _changed(network, FORMS, {keras.activations.gelu: gelu})
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    forms = {layer: form for layer, form in FORMS.items() if not (on_gpu and form in _ONLY_ON_PROCESSORS)}
+    return _changed(network, forms, {keras.activations.gelu: gelu})
 
 
 def plain(network: keras.Model) -> keras.Model:
@@ -188,7 +192,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         learns = bool(training and self.trainable)
         gamma, beta = _parameters(self, x.shape[-1])
-        none = tf.zeros([0])
+        none = tf.constant([], tf.float32)
         normed, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=gamma,
@@ -199,15 +203,26 @@ class FusedBatchNormalization(layers.BatchNormalization):
             is_training=learns,
         )
         if learns:
-            self._follow(mean, variance, num_values=tf.size(x) // x.shape[-1])
+            self._follow(mean, variance, x)
         return tf.cast(normed, self.compute_dtype)
 
-    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, *, num_values: tf.Tensor) -> None:
+    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> None:
         # The operation gives the unbiased variance, and Keras follows the biased one.
-        count = tf.cast(num_values, tf.float32)
-        biased = variance * (tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0))
+        biased = variance * _biased_share(x)
         for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
-            average.assign(average * self.momentum + tf.cast(value, average.dtype) * (1.0 - self.momentum))
+            # As tensors: an operation of Keras's takes three times as long to trace.
+            followed = tf.cast(value, average.dtype) * (1.0 - self.momentum)
+            average.assign(tf.convert_to_tensor(average) * self.momentum + followed)
+
+
+def _biased_share(x: tf.Tensor) -> tf.Tensor | float:
+    """(N - 1) / N of the N values of a channel of x (..., C); a number where the shape is known."""
+    num_elements = x.shape.num_elements()
+    if num_elements is not None:
+        count = num_elements // x.shape[-1]
+        return max(count - 1.0, 1.0) / max(count, 1.0)
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    return tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0)
 
 
 class FusedDense(layers.Dense):
@@ -266,12 +281,17 @@ class FusedAttention(layers.MultiHeadAttention):
 
 FORMS: dict[type, type] = {
     layers.BatchNormalization: FusedBatchNormalization,
+    layers.Conv2D: FusedConv2D,
     layers.Dense: FusedDense,
     layers.EinsumDense: FusedEinsumDense,
     layers.LayerNormalization: FusedLayerNormalization,
     layers.MultiHeadAttention: FusedAttention,
 }
 """A Keras layer's class -> the class of its faster form."""
+
+
+# cuDNN chooses among forms of a convolution by itself.
+_ONLY_ON_PROCESSORS = (FusedConv2D,)
 
 
 def _parameters(norm: keras.layers.Layer, width: int) -> tuple[tf.Tensor, tf.Tensor]:

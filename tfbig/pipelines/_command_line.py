@@ -12,7 +12,7 @@ import textwrap
 import types
 import typing
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
-from tfbig.recipes import find_recipe, read_recipe
+from tfbig.recipes import dotted, find_recipe, read_recipe, read_value
 from tfbig.suggest import closest
+from tfbig.training.space import KINDS
 from tfbig.training.task import Task
 
 _WIDTH = 120
@@ -33,9 +34,13 @@ _EVERYDAY = frozenset(
     "data.source data.dir data.batch_size data.limit data.image_size data.on_bad data.class_weights model.backbone "
     "model.hidden_units model.dropout adapt.mode adapt.unfreeze_last train.epochs train.learning_rate "
     "train.optimizer train.early_stopping_patience train.ema_decay runtime.strategy runtime.precision runtime.seed "
-    "dp.target_epsilon dp.noise_multiplier dp.delta dp.l2_norm_clip runtime.offline export.dir run_dir resume "
-    "dry_run".split()
+    "dp.target_epsilon dp.noise_multiplier dp.delta dp.l2_norm_clip tune.max_trials tune.tuner tune.space "
+    "runtime.offline export.dir run_dir resume dry_run".split()
 )
+
+
+Space: typing.TypeAlias = dict[str, dict[str, list]]
+_SPACE = "tune.space"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Flag:
     @property
     def is_switch(self) -> bool:
         """Whether the flag alone means true."""
-        return self.type is bool
+        return bool in (self.type, *typing.get_args(self.type))
 
     @property
     def kind(self) -> str:
@@ -71,16 +76,50 @@ def parse(task: Task, arguments: Sequence[str]) -> RunConfig:
     known = {flag.name: flag for flag in flags(task)}
     recipes, given = _separate_recipes(list(arguments), known)
     settings: dict[str, object] = {}
+    space: Space = {}
     for recipe in recipes:
-        settings |= _checked_recipe(task, recipe, known)
-    line = [f"--{name}={_as_text(value)}" for name, value in settings.items()] + given
+        space, others = _space_taken_out(space, _checked_recipe(task, recipe, known))
+        settings |= others
+    line = [f"--{name}={_as_text(value)}" for name, value in settings.items()]
+    for word in given:
+        name, _, value = word[2:].partition("=")
+        if _is_of_space(name):
+            space, _ = _space_taken_out(space, {name: read_value(value, name)})
+        else:
+            line.append(word)
+    parsed = _parsed([flag for flag in known.values() if flag.name != _SPACE], line)
+    parsed[_SPACE] = space or None
+    try:
+        return _build(task, parsed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def checked_value(task: Task, name: str, value: object) -> str | int | float | bool | None:
+    """A value as the flag takes it, whatever its range.
+
+    Args:
+        task: Whose flag it is.
+        name: The dotted flag; it exists.
+        value: As a recipe gives it.
+
+    Raises:
+        UsageError: It is of another type.
+    """
+    flag = next(flag for flag in flags(task) if flag.name == name)
+    if isinstance(value, list | dict):
+        raise UsageError(f"--{name} must be {flag.kind}, got {value!r}.")
+    return _parsed([flag], [f"--{name}={_as_text(value)}"])[name]
+
+
+def _parsed(known: Sequence[Flag], line: list[str]) -> Namespace:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    for flag in known.values():
+    for flag in known:
         parser.add_argument(f"--{flag.name}", type=flag.type, default=flag.default)
     try:
-        return _build(task, parser.parse_args(line))
+        return parser.parse_args(line)
     except ArgumentError as error:
-        raise UsageError(_sentence(str(error), known, line)) from error
+        raise UsageError(_sentence(str(error), {flag.name: flag for flag in known}, line)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -113,7 +152,7 @@ def help_text(task: Task, summary: str, *, everything: bool) -> str:
             group = flag.name.split(".")[0] if "." in flag.name else "run"
             lines.append(f"{group}:")
         default = "" if flag.default is None or flag.is_switch else f" [{flag.default}]"
-        value = "" if flag.is_switch else f" {flag.kind}"
+        value = "" if flag.type is bool else f" {flag.kind}"
         lines.append(_row(f"--{flag.name}{value}", flag.text + default))
     lines += [
         "also:",
@@ -135,6 +174,8 @@ def to_yaml(task: Task, config: RunConfig) -> str:
     tree = {"job": task.name, **json.loads(json.dumps(dataclasses.asdict(config)))}
     for name in _OF_THE_SESSION:
         tree.pop(name)
+    if not config.tune.is_search:
+        tree.pop("tune")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -180,8 +221,8 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
         if not word.startswith("--"):
             raise UsageError(f"Settings are given as --group.flag VALUE, got {word!r} on its own; see --help.")
         name, equals, value = word[2:].partition("=")
-        if name != "config" and name not in known:
-            raise UsageError(f"There is no flag --{name}; --help lists them.{_nearest_flag(name, known)}")
+        if name != "config" and name not in known and not _is_of_space(name):
+            raise UsageError(f"There is no flag --{name}; --help lists them.{nearest_flag(name, known)}")
         if not equals:
             value = _value_of(name, arguments, known)
         if name == "config":
@@ -199,7 +240,7 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
 def _value_of(name: str, arguments: list[str], known: dict[str, Flag]) -> str:
     follows = bool(arguments) and not arguments[0].startswith("--")
     if name in known and known[name].is_switch:
-        return arguments.pop(0) if follows and arguments[0].lower() in ("true", "false") else "true"
+        return arguments.pop(0) if follows and arguments[0].lower() in ("true", "false", "auto") else "true"
     if not follows:
         raise UsageError(f"--{name} needs a value.")
     return arguments.pop(0)
@@ -221,18 +262,61 @@ def _checked_recipe(task: Task, path: Path, known: dict[str, Flag]) -> dict[str,
     if job != task.name:
         raise UsageError(f"The recipe {path} is for the job {job}, not for {task.name}.")
     for name in settings:
-        if name not in known:
-            hint = _nearest_flag(name, known)
+        if name not in known and not _is_of_space(name):
+            hint = nearest_flag(name, known)
             raise UsageError(f"The recipe {path} sets {name}, which does not exist; --help lists the flags.{hint}")
     return settings
 
 
-def _nearest_flag(name: str, known: dict[str, Flag]) -> str:
-    """' Did you mean --X?': compares whole names, then last parts, so that --epochs finds --train.epochs."""
+def _is_of_space(name: str) -> bool:
+    return name == _SPACE or name.startswith(f"{_SPACE}.")
+
+
+def _space_taken_out(space: Space, settings: dict[str, object]) -> tuple[Space, dict[str, object]]:
+    """The space with what some settings say of it, and the settings that speak of something else.
+
+    A later word on a field takes the place of an earlier one, and null takes the field, or all of them, out.
+    """
+    others = {name: value for name, value in settings.items() if not _is_of_space(name)}
+    found: Space = {}
+    for name, value in settings.items():
+        if name == _SPACE and value is None:
+            space, found = {}, {}
+        elif _is_of_space(name):
+            if name == _SPACE and not isinstance(value, dict):
+                raise UsageError(f"--{_SPACE} must be {{FLAG: {{KIND: [...]}}}}, or null, got {value!r}.")
+            for entry, given in dotted({name: value}).items():
+                _put(found, entry.removeprefix(f"{_SPACE}."), given)
+    merged = {**space, **found}
+    return {name: how for name, how in merged.items() if how}, others
+
+
+def _put(space: Space, entry: str, value: object) -> None:
+    """Adds one such as train.learning_rate.log; one without a last part of its kind is left for the check."""
+    if value is None:
+        space[entry] = {}
+        return
+    name, _, kind = entry.rpartition(".")
+    if kind not in KINDS and name.count(".") != 1:
+        name, kind = entry, "a value without its kind"
+    if name in space:
+        raise UsageError(f"tune.space has {name} twice, as {next(iter(space[name]))} and as {kind}; give one.")
+    space[name] = {kind: value}  # type: ignore[dict-item]
+
+
+def nearest_flag(name: str, known: Mapping[str, Flag]) -> str:
+    """' Did you mean --X?' for a flag that does not exist.
+
+    Flags of its group that end with its last part come first (--dp.epsilon: --dp.target_epsilon or --dp.max_epsilon);
+    then whole names are compared, and then last parts, so that --epochs finds --train.epochs.
+    """
+    group, _, last = name.rpartition(".")
+    longer = [flag for flag in known if flag.startswith(f"{group}.") and flag.endswith(f"_{last}")]
     last_parts = {flag.rsplit(".", 1)[-1]: flag for flag in known}
-    part = closest(name.rsplit(".", 1)[-1], last_parts)
+    part = closest(last, last_parts)
     found = closest(name, known) or (last_parts[part] if part else None)
-    return f" Did you mean --{found}?" if found else ""
+    near = longer or ([found] if found else [])
+    return f" Did you mean {' or '.join(f'--{flag}' for flag in near)}?" if near else ""
 
 
 def _as_text(value: object) -> str:
@@ -255,6 +339,8 @@ def _kind(of: object) -> str:
     arguments = typing.get_args(of)
     if typing.get_origin(of) is typing.Literal:
         return "|".join(arguments)
+    if typing.get_origin(of) is Mapping:
+        return "{FLAG: {KIND: [...]}}"
     if typing.get_origin(of) is tuple:
         return "[" + ",".join(_kind(part) for part in arguments) + "]"
     return "|".join(_kind(part) for part in arguments if part is not types.NoneType)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeAlias, cast
 
-from tfbig.config import RunConfig, flatten
+from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
+from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
-from tfbig.pipelines._export import export_version
+from tfbig.pipelines._search import search, work
+from tfbig.pipelines._search_space import check_search
+from tfbig.pipelines._search_workers import end_with_launcher, worker_number
+from tfbig.pipelines._stages import Outcome, conclude, trained
+from tfbig.pipelines._workers import common_settings, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
+from tfbig.team import Team, meet
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.task import Task
-
-if TYPE_CHECKING:
-    from tfbig.evaluation.evaluate import Evaluation
-    from tfbig.training.assembly import Assembly
-    from tfbig.training.callbacks import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(task, words)
         check_conflicts(config)
+        check_search(task, config)
         if print_config:
             print(to_yaml(task, config), end="")
             return 0
@@ -73,10 +77,6 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
         return _report(error, 1, debug)
 
 
-Outcome: TypeAlias = tuple[dict[str, object], int]
-"""What the command line prints last, and its exit code: 75 where a privacy budget ended the run early."""
-
-
 def run(task: Task, config: RunConfig) -> Outcome:
     """Trains, judges and exports.
 
@@ -87,25 +87,71 @@ def run(task: Task, config: RunConfig) -> Outcome:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
-    import_tensorflow()
+    # Before TensorFlow is loaded, so that a mistake in TF_CONFIG or a missing worker is said without it.
+    workers = workers_of(config)
+    if workers is not None and config.tune.is_search:
+        raise UsageError(
+            "--tune searches with processes that train apart, and TF_CONFIG names workers that train together; unset "
+            "it, and take `python -m tfbig launch --tune --workers 2 JOB` for several processes."
+        )
+    team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    if team.num_workers > 1:
+        # What TensorFlow says of a lost worker, in many lines; ours is one, and names it.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import_tensorflow()
+        outcome = _run(task, config, team) if team.is_chief else run_as_worker(task, config, team)
+    except BaseException as error:
+        team.leave(error)
+        raise
+    team.leave(None)
+    return outcome
+
+
+def _run(task: Task, config: RunConfig, team: Team) -> Outcome:
+    """The run of one process, or the chief's part of it."""
     if config.export.dir:
         from tfbig.serving.staging import check_writable
 
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, config), 0
-    path = Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
+        return dry_run(task, settled(task, dataclasses.replace(config, tune=TuneConfig()), None)[0]), 0
+    worker = worker_number() if config.tune.is_search else None
+    if worker is not None:
+        end_with_launcher()
+        return work(task, config, RunDirectory(_path_of(task, config)), worker)
+    with held(task, config) as (run_directory, finished):
+        team.decide({"is_finished": finished is not None})
+        if config.tune.is_search and finished is None:
+            return search(task, config, run_directory)
+        with telling_losses(team):
+            result, exit_code = finished or _run_in(task, config, run_directory, team)
+        team.decide({"result": result, "exit_code": exit_code})
+        return result, exit_code
+
+
+@contextlib.contextmanager
+def held(task: Task, config: RunConfig) -> Iterator[tuple[RunDirectory, Outcome | None]]:
+    """Holds a run's folder for this process, and notes there how the block ends where it fails.
+
+    Args:
+        task: The job.
+        config: Everything about the run.
+
+    Yields:
+        The folder, and what its finished run gave; None where there is something to do.
+    """
+    path = _path_of(task, config)
     with open_run(path) as run_directory:
         finished = _earlier_result(task, config, run_directory)
         if finished is not None:
             how = "stopped at its privacy budget" if finished[1] else "is finished"
             log.warning("%s %s; --resume never trains it again", path, how)
-            return finished
         # With --resume never, what is there is the earlier run's until the folder is cleared.
         foreign = run_directory.read_json("status.json") if config.resume == "never" else None
         try:
-            return _run_in(task, config, run_directory)
+            yield run_directory, finished
         except BaseException as error:
             if (path / "config.yaml").exists() and run_directory.read_json("status.json") != foreign:
                 stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
@@ -114,97 +160,26 @@ def run(task: Task, config: RunConfig) -> Outcome:
             raise
 
 
-def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcome:
-    import tensorflow as tf
-
-    from tfbig.runtime import runtime
-    from tfbig.training import private_state
-    from tfbig.training.assembly import assemble
-    from tfbig.training.environment import describe
-    from tfbig.training.fit import begin_anew, fit
-
-    settings = config.runtime
-    with runtime(
-        strategy=settings.strategy,
-        precision=settings.precision,
-        seed=settings.seed,
-        exact_float32=config.dp.is_private,
-    ) as strategy:
-        # A private run that goes on draws with the secret that it began with.
-        goes_on = config.dp.is_private and config.resume != "never"
-        state = private_state.read(run_directory.checkpoints) if goes_on else None
-        assembly = assemble(task, config, task.load(config), strategy, state)
-        devices = [device.name for device in tf.config.list_logical_devices()]
-        environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
-        if config.resume == "never":
-            begin_anew(assembly, config, run_directory)
-        run_directory.update_status("running")
-        _refuse_other_data(assembly.splits.manifest, run_directory)
-        run_directory.write_text("config.yaml", to_yaml(task, config))
-        run_directory.write_json("environment.json", environment)
-        run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
-        ledger = fit(assembly, config, run_directory)
-        evaluation = _judge(assembly, config, run_directory, ledger)
-        exported = export_version(task, assembly, Path(config.export.dir).expanduser()) if config.export.dir else None
-    figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
-    metrics = {f"test_{name}": figure["value"] for name, figure in figures.items()}
-    result: dict[str, object] = {
-        "run_dir": str(run_directory.path),
-        "export": None if exported is None else str(exported),
-        "metrics": metrics,
-        "epsilon": None if assembly.privacy is None else assembly.privacy.epsilon(ledger.global_step),
-    }
-    is_stopped = assembly.privacy is not None and assembly.privacy.is_spent(ledger.global_step)
-    run_directory.update_status(
-        "stopped" if is_stopped else "done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), result=result
-    )
-    _write_card(run_directory)
+def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory, team: Team) -> Outcome:
+    with trained(task, config, run_directory, team=team) as (assembly, ledger):
+        team.release()
+        privacy, step = assembly.privacy, ledger.global_step
+        is_stopped = privacy is not None and privacy.is_spent(step)
+        epsilon = None if privacy is None else privacy.epsilon(step)
+        result = conclude(
+            task, config, run_directory, assembly, ledger=ledger, epsilon=epsilon, is_stopped=is_stopped
+        )
     return result, Interrupted.exit_code if is_stopped else 0
 
 
-def _refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirectory) -> None:
-    """A run goes on with the data it began with, or not at all."""
-    before = run_directory.read_json("data_manifest.json").get("fingerprint")
-    if before is not None and before != manifest.get("fingerprint"):
-        raise UsageError(
-            f"The data has changed since the run in {run_directory.path} began; choose another --run_dir, or train it "
-            "anew with --resume never."
-        )
-
-
-def _judge(
-    assembly: Assembly, config: RunConfig, run_directory: RunDirectory, ledger: Ledger
-) -> Evaluation:
-    """The test split's figures, predictions.csv and report.html."""
-    from tfbig.evaluation.charts import confusion_matrix_png
-    from tfbig.evaluation.evaluate import evaluate, write_predictions
-    from tfbig.evaluation.report import write_report
-    from tfbig.training.tensorboard import write_picture
-
-    splits = assembly.splits
-    network, test = assembly.judged()
-    evaluation = evaluate(
-        network, test, splits.spec, batch_size=assembly.physical_batch_size, seed=config.runtime.seed
-    )
-    run_directory.write_json("evaluation.json", evaluation.report)
-    write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
-    write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=ledger.history)
-    matrix = cast(list[list[int]] | None, evaluation.report.get("confusion_matrix"))
-    if matrix:
-        png = confusion_matrix_png(matrix, splits.spec.class_names)
-        write_picture(run_directory.tensorboard, "confusion_matrix", png, step=ledger.global_step)
-    return evaluation
-
-
-def _write_card(run_directory: RunDirectory) -> None:
-    from tfbig.evaluation.model_card import write_model_card
-
-    write_model_card(run_directory.path)
+def _path_of(task: Task, config: RunConfig) -> Path:
+    return Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
 
 
 def _run_name(task: Task, config: RunConfig) -> str:
     """Tells configurations apart, so that the same command finds its own run."""
-    same = {name: value for name, value in flatten(config).items() if name not in ("run_dir", "resume", "export.dir")}
+    left_out = ("run_dir", "resume", "export.dir", *(() if config.tune.is_search else ("tune.",)))
+    same = {name: value for name, value in flatten(config).items() if not name.startswith(left_out)}
     digest = hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=4).hexdigest()
     source = "".join(c if c.isalnum() else "-" for c in config.data.source.rstrip("/").split(":")[-1].split("/")[-1])
     return f"{task.name}-{source[:40] or 'data'}-{digest}"

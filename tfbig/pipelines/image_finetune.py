@@ -27,8 +27,8 @@ class ImageOptions:
     """What only image fine-tuning has.
 
     Args:
-        augment: Random changes to training pictures, such as flip,crop: flip, vertical_flip, crop (shifts),
-            rotate, brightness, contrast, randaugment, mixup, cutmix.
+        augment: Random changes to training pictures, such as flip,crop: resized_crop (a part of each, at any
+            size), flip, vertical_flip, crop (shifts), rotate, brightness, contrast, randaugment, mixup, cutmix.
         loss: crossentropy, or focal, which turns to the examples that are still wrong.
         focal_gamma: focal: how strongly, 0 to 5.
         label_smoothing: Share of each label spread over all classes.

@@ -24,8 +24,9 @@ _LOCK = ".lock"
 _FILES = (
     "config.yaml", "environment.json", "status.json", "metrics.jsonl", "data_manifest.json", "evaluation.json",
     "predictions.csv", "report.html", "MODEL_CARD.md", "dp.json", "audit.json", "audit.html",
+    "search.json",
 )  # fmt: skip
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", "trials")
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,20 @@ class RunDirectory:
         for name in _FOLDERS:
             folder = self.path / name
             folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
+
+
+class UnwrittenRun(RunDirectory):
+    """The run directory of a worker that is not the chief: reads as an empty one, and is never written."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Does nothing."""
+
+    def read_json(self, name: str) -> dict[str, object]:
+        """Nothing."""
+        return {}
+
+    def clear(self) -> None:
+        """Does nothing."""
 
 
 @contextlib.contextmanager

@@ -46,6 +46,11 @@ HF_TRAINER = Environment(
     "hf_trainer", ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "pillow==13.0.0")
 )
 
+# `image_classification` of both libraries' documentation: Pillow and torchvision's transforms.
+TORCH_INPUT = Environment(
+    "torch_input", ("torch==2.13.0", "torchvision==0.28.0", "datasets==5.2.0", "pillow==13.0.0")
+)
+
 
 def interpreter(environment: Environment, folder: Path) -> Path:
     """The environment's Python, made first where it does not exist, or is of other requirements or half-made.

@@ -1,0 +1,330 @@
+"""A search as a command: trials one after another in this process, then the best of them as the run itself.
+
+Each trial is a run directory under `trials/`, trained by the same code as any run and judged on the validation split.
+The network of the best one, as its trial trained it, becomes the search's: training it again would give the same
+weights, for a run is a function of its configuration. Only that network sees the test split.
+Several processes may do this in one folder (_search_workers.py); training/tune.py divides the trials among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import shutil
+from typing import TYPE_CHECKING
+
+from tfbig.config import RunConfig
+from tfbig.errors import DivergedError, Interrupted, UsageError
+from tfbig.pipelines._command_line import to_yaml
+from tfbig.pipelines._search_space import parameters
+from tfbig.pipelines._stages import Outcome, conclude, refuse_other_data, trained
+from tfbig.training.run_directory import RunDirectory, now, open_run
+from tfbig.training.space import with_values
+from tfbig.training.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tfbig.data.splits import Splits
+    from tfbig.training.assembly import Assembly
+    from tfbig.training.private_search import PrivateSearch
+    from tfbig.training.tune import Trial, Trials
+
+log = logging.getLogger(__name__)
+
+
+def search(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcome:
+    """Runs the trials that are left, and concludes the search.
+
+    Args:
+        task: The job.
+        config: With a search, free of conflicts.
+        run_directory: Of the search, locked.
+
+    Raises:
+        DivergedError: All trials failed.
+    """
+    begin(task, config, run_directory)
+    return work(task, config, run_directory, 0)
+
+
+def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int) -> Outcome:
+    """One worker's part of a search that has begun: trials until all have ended, and with number 0 the conclusion.
+
+    Args:
+        task: The job.
+        config: With a search, free of conflicts.
+        run_directory: Of the search, locked by whoever began it.
+        number: Of the worker, from 0.
+
+    Raises:
+        DivergedError: All trials failed.
+    """
+    from tfbig.training import private_search
+
+    splits = task.load(config)
+    refuse_other_data(splits.manifest, run_directory)
+    if number == 0:
+        run_directory.write_json("data_manifest.json", dict(splits.manifest))
+    private = _planned_privacy(config, run_directory, splits) if config.dp.is_private else None
+    common = config if private is None else private_search.trial_config(config, private)
+    trials = trials_of(task, config, run_directory, None if private is None else private.num_trials)
+    run_trials(task, common, trials, splits)
+    if number > 0:
+        return {}, 0
+    trials.refresh()
+    run_directory.write_json("search.json", _summary(task, config, trials))
+    if private is not None and trials.best is not None:
+        path = run_directory.path / "trials" / trials.best.name
+        promise = private_search.record_of(private, RunDirectory(path).read_json("dp.json"), ledger=config.dp.ledger)
+        run_directory.write_json("dp.json", promise)
+    return _concluded(task, common, run_directory, trials, splits, None if private is None else private.epsilon)
+
+
+def begin(task: Task, config: RunConfig, run_directory: RunDirectory) -> None:
+    """Writes down what is searched, before the first trial; empties the folder for a search that starts anew."""
+    if config.resume == "never":
+        run_directory.clear()
+    run_directory.update_status("running")
+    run_directory.write_text("config.yaml", to_yaml(task, config))
+
+
+def _planned_privacy(config: RunConfig, run_directory: RunDirectory, splits: Splits) -> PrivateSearch:
+    """What a private search decides before its first trial, charged to its dataset's budget."""
+    from tfbig.data.sources import resolved
+    from tfbig.training import private_search
+    from tfbig.training.fit import ledger_path
+    from tfbig.training.tune import planned
+
+    found = private_search.from_json(
+        planned(
+            run_directory.path / "trials",
+            lambda: private_search.plan(config, num_examples=splits.spec.num_train).to_json(),
+        )
+    )
+    path = ledger_path(config)
+    if path is not None:
+        private_search.charge(
+            found,
+            path,
+            run_dir=run_directory.path.resolve(),
+            dataset=resolved(config.data.source),
+            fingerprint=str(splits.manifest.get("content", "")),
+            limit_epsilon=config.dp.ledger_epsilon,
+        )
+    noise = found.selection.mechanism.noise_multiplier
+    log.info("a private search: epsilon %.4g as a whole, noise multiplier %.5g", found.epsilon, noise)
+    return found
+
+
+def trials_of(
+    task: Task, config: RunConfig, run_directory: RunDirectory, num_trials: int | None = None
+) -> Trials:
+    """The trials of a search, as far as they are written down; `num_trials` where a number was drawn."""
+    from tfbig.training.tune import Trials
+
+    return Trials(
+        run_directory.path / "trials",
+        parameters(task, config),
+        tuner=config.tune.tuner,
+        max_trials=num_trials or config.tune.max_trials or 0,
+        max_epochs=config.train.epochs,
+        seed=config.runtime.seed,
+        may_repeat=config.dp.is_private,
+    )
+
+
+def run_trials(task: Task, config: RunConfig, trials: Trials, splits: Splits) -> None:
+    """Runs trials until all have ended.
+
+    Args:
+        task: The job.
+        config: Of the search.
+        trials: Which there are.
+        splits: The data, the same for all of them.
+
+    Raises:
+        Interrupted: A signal asked to stop; the trial goes on where it was.
+    """
+    import keras
+    import tensorflow as tf
+
+    log.info("the trials are in %s", trials.folder)
+    # Each trial has a network of its own, which is traced once.
+    tf.get_logger().addFilter(lambda line: "triggered tf.function retracing" not in line.getMessage())
+    while True:
+        with contextlib.ExitStack() as held:
+            begun = trials.begin(held)
+            if begun is None:
+                return
+            trial, run = begun
+            shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.values.items())
+            log.info("trial %s of %d: %s", trial.name, trials.max_trials, shown)
+            _run_trial(task, config, trials, splits, begun=(trial, run))
+        # The next one gets the memory, and names and seeds as if it were the first.
+        keras.utils.clear_session()
+        gc.collect()
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _run_trial(
+    task: Task, config: RunConfig, trials: Trials, splits: Splits, *, begun: tuple[Trial, RunDirectory]
+) -> None:
+    import tensorflow as tf
+
+    from tfbig.training.tensorboard import write_trial
+
+    trial, run = begun
+    try:
+        scores: list[float] = []
+        seconds, facts = 0.0, dict[str, float]()
+        for execution in range(config.tune.executions):
+            with contextlib.ExitStack() as held:
+                folder = run.path.with_name(f"{trial.name}.{execution}")
+                own = run if execution == 0 else held.enter_context(open_run(folder))
+                score, spent, facts = _executed(task, _config_of(config, trial, own, execution), own, splits)
+                scores.append(score)
+                seconds += spent
+    except (DivergedError, MemoryError, tf.errors.ResourceExhaustedError, UsageError) as error:
+        if isinstance(error, UsageError) and _NO_VALIDATION in str(error):
+            raise
+        reason = str(error) if isinstance(error, (DivergedError, UsageError)) else "the memory is too small"
+        run.update_status("failed", reason=reason, finished=now())
+        trials.fail(trial, reason)
+        log.warning("trial %s failed: %s", trial.name, reason)
+        return
+    except (KeyboardInterrupt, Interrupted) as error:
+        if (run.path / "config.yaml").exists():
+            run.update_status("interrupted", reason=str(error) or "interrupted", finished=now())
+        trials.pause(trial)
+        raise
+    score = sum(scores) / len(scores)
+    write_trial(trials.folder.parent / "tensorboard", trial.name, trial.values, {"validation_loss": score, **facts})
+    trials.end(trial, score=score, seconds=round(seconds, 3), facts=facts)
+    best = trials.best
+    told = "" if best is None else f"; best so far {best.score:.4g}, of trial {best.name}"
+    log.info("trial %s: validation loss %.4g%s", trial.name, score, told)
+
+
+def _config_of(config: RunConfig, trial: Trial, run: RunDirectory, execution: int = 0) -> RunConfig:
+    """A trial's own configuration: a run like any other, in its own folder, that exports nothing."""
+    plain = with_values(config, trial.values)
+    seed = (config.runtime.seed + execution) % 2**31
+    return dataclasses.replace(
+        plain,
+        run_dir=str(run.path),
+        resume="auto",
+        runtime=dataclasses.replace(plain.runtime, seed=seed),
+        export=dataclasses.replace(plain.export, dir=None),
+    )
+
+
+def _executed(
+    task: Task, config: RunConfig, run: RunDirectory, splits: Splits
+) -> tuple[float, float, dict[str, float]]:
+    """Trains one run of a trial: its loss on the validation split, the seconds it trained, and what else is known."""
+    if splits.validation is None:
+        raise UsageError(f"A search {_NO_VALIDATION}; give --data.validation_fraction 0.1, or a validation split.")
+    with trained(task, config, run, splits) as (assembly, ledger):
+        losses, accuracy = _validated(assembly)
+        score = float(losses.mean())
+        run.update_status("done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), validation_loss=score)
+    facts = {"epochs": float(ledger.epoch)}
+    return score, ledger.seconds, facts if accuracy is None else {**facts, "validation_accuracy": accuracy}
+
+
+_NO_VALIDATION = "chooses by the loss on a validation split, and there is none"
+
+
+def _validated(assembly: Assembly) -> tuple[np.ndarray, float | None]:
+    """(N,) losses of the validation examples, and the accuracy where each has one class.
+
+    The loss of the true labels and not the objective's, whose smoothing or weights may differ from trial to trial.
+    """
+    from tfbig.evaluation.evaluate import predict
+    from tfbig.evaluation.metrics import example_losses
+
+    split = assembly.validation
+    if split is None:
+        raise UsageError(f"A search {_NO_VALIDATION}.")
+    network, spec = assembly.learner.network, assembly.splits.spec
+    probabilities = predict(network, split, batch_size=assembly.physical_batch_size, spec=spec)
+    accuracy = None if split.labels.ndim == 2 else float((probabilities.argmax(axis=1) == split.labels).mean())
+    return example_losses(split.labels, probabilities), accuracy
+
+
+def _concluded(
+    task: Task,
+    config: RunConfig,
+    run_directory: RunDirectory,
+    trials: Trials,
+    splits: Splits,
+    epsilon: float | None,
+) -> Outcome:
+    """Makes the best trial's network the search's, and judges it, alone of all, on the test split."""
+    from tfbig.runtime import runtime
+    from tfbig.training import private_state
+    from tfbig.training.assembly import assemble
+    from tfbig.training.environment import describe
+    from tfbig.training.fit import restore_final
+
+    best = trials.best
+    if best is None:
+        raise DivergedError(
+            f"All {len(trials.all)} trials of the search failed, the first because: {trials.all[0].reason} Give a "
+            "space with lower learning rates, or begin from the settings of a run that works."
+        )
+    winner = dataclasses.replace(_config_of(config, best, run_directory), export=config.export)
+    shutil.rmtree(run_directory.checkpoints, ignore_errors=True)
+    shutil.copytree(trials.folder / best.name / "checkpoints", run_directory.checkpoints)
+    settings = winner.runtime
+    with runtime(
+        strategy=settings.strategy,
+        precision=settings.precision,
+        seed=settings.seed,
+        exact_float32=config.dp.is_private,
+    ) as strategy:
+        state = private_state.read(run_directory.checkpoints) if config.dp.is_private else None
+        assembly = assemble(task, winner, splits, strategy, state)
+        ledger = restore_final(assembly, winner, run_directory)
+        run_directory.write_history(ledger.history)
+        run_directory.write_json("environment.json", describe(devices=[], num_replicas=strategy.num_replicas_in_sync))
+        result = conclude(task, winner, run_directory, assembly, ledger=ledger, epsilon=epsilon)
+    return result, 0
+
+
+_TOLD = ("number", "values", "state", "score", "reason", "seconds", "facts")
+
+
+def _summary(task: Task, config: RunConfig, trials: Trials) -> dict[str, object]:
+    """The content of search.json."""
+    from tfbig.evaluation.importance import importance
+
+    space: list[dict[str, object]] = [
+        {"name": each.name, "kind": each.kind, "values": list(each.values)} for each in parameters(task, config)
+    ]
+    epochs = sorted({trial.values["train.epochs"] for trial in trials.all if "train.epochs" in trial.values}, key=str)
+    if config.tune.tuner == "hyperband":
+        space.append({"name": "train.epochs", "kind": "choice", "values": epochs})
+    done = [trial for trial in trials.all if trial.score is not None]
+    scores = [trial.score or 0.0 for trial in done]
+    found = []
+    for each in space:
+        values = [trial.values[str(each["name"])] for trial in done]
+        decided = importance(values, scores, is_range=each["kind"] != "choice", seed=config.runtime.seed)
+        found.append({"name": each["name"], "share": decided.share, "chance": decided.chance})
+    best = trials.best
+    return {
+        "tuner": config.tune.tuner,
+        "executions": config.tune.executions,
+        "best": None if best is None else best.number,
+        "settings": {} if best is None else best.values,
+        "parameters": space,
+        "importance": found,
+        "trials": [{name: getattr(trial, name) for name in _TOLD} for trial in trials.all],
+    }

@@ -1,0 +1,256 @@
+"""`python -m tfbig launch --tune --workers N JOB ...`: a search in N processes of this machine.
+
+The launcher starts the job's own command N times and holds the search's folder. The workers divide the trials among
+them (training/tune.py); the first one concludes the search. A worker that is killed is started again, and whoever is
+first runs its trial again from its last checkpoint. Workers end when the launcher does, however it does.
+Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from tfbig.errors import (
+    DataError,
+    DivergedError,
+    EnvironmentFault,
+    GateError,
+    Interrupted,
+    TfbigError,
+    UsageError,
+)
+from tfbig.suggest import nearest
+from tfbig.training.journal import NAME as JOURNAL
+from tfbig.training.task import Task
+
+log = logging.getLogger(__name__)
+
+_WORKER = "TFBIG_SEARCH_WORKER"
+_POLL_S = 0.1
+# Deaths in a row without a line in the journal, after which starting workers again is given up.
+_MAX_IDLE_DEATHS = 3
+_ERRORS = {kind.exit_code: kind for kind in (UsageError, DataError, EnvironmentFault, DivergedError, GateError)}
+
+
+def worker_number() -> int | None:
+    """Which worker of a search this process is; None where it is none."""
+    number = os.environ.get(_WORKER)
+    return int(number) if number else None
+
+
+def end_with_launcher() -> None:
+    """Stops this worker, as SIGTERM does, when the launcher is gone: its end of our standard input closes."""
+
+    def watch() -> None:
+        # Not through Python's own file, whose lock this thread would hold when the process ends.
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
+    """Runs a search in several processes.
+
+    Args:
+        job: A job's name, or a module that defines one.
+        words: The job's command line.
+        num_workers: N, at least 1.
+
+    Returns:
+        The last line of the search's command.
+
+    Raises:
+        TfbigError: What ended the search.
+    """
+    from tfbig.pipelines._command_line import parse
+    from tfbig.pipelines._main import held
+    from tfbig.pipelines._search import begin
+    from tfbig.pipelines._search_space import check_search
+    from tfbig.training.conflicts import check_conflicts
+
+    module = job if "." in job else job_module(job)
+    task = _task(module)
+    config = parse(task, words)
+    check_conflicts(config)
+    check_search(task, config)
+    if not config.tune.is_search or config.dry_run:
+        raise UsageError(
+            "launch --tune starts a search; give --tune.max_trials 20 and a space with it, or a recipe such as "
+            "--config digits_search, and no --dry_run."
+        )
+    devices = devices_of_workers(num_workers)
+    with held(task, config) as (run_directory, finished):
+        if finished is not None:
+            from json import dumps
+
+            return dumps(finished[0], ensure_ascii=False)
+        begin(task, config, run_directory)
+        command = [sys.executable, "-m", module, *words, f"--run_dir={run_directory.path}", "--resume=auto"]
+        workers = [_Worker(number, command, devices[number]) for number in range(num_workers)]
+        return _supervised(workers, run_directory.path / "trials" / JOURNAL)
+
+
+def job_module(job: str) -> str:
+    """A job of one's own lies in the folder that one is in, as `python -m` finds it."""
+    jobs = [path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "job"]
+    if job in jobs:
+        return f"tfbig.pipelines.{job}"
+    if Path(f"{job}.py").is_file():
+        return job
+    raise UsageError(f"launch needs one of the jobs {', '.join(jobs)}, or a module, got {job!r}.{nearest(job, jobs)}")
+
+
+def _task(module: str) -> Task:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        task = getattr(importlib.import_module(module), "TASK", None)
+    except ImportError as error:
+        raise UsageError(f"launch cannot import the job {module} ({error}).") from error
+    if not isinstance(task, Task):
+        raise UsageError(f"The module {module} must define TASK, a Task, but does not.")
+    return task
+
+
+def devices_of_workers(num_workers: int) -> list[dict[str, str]]:
+    """What each worker finds in its environment: a GPU of its own where there are some, else its share of the cores."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    if visible is not None:
+        gpus = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    if gpus:
+        if num_workers > len(gpus):
+            raise UsageError(f"launch gives each worker a GPU, and there are {len(gpus)}; give --workers {len(gpus)}.")
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:num_workers]]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return [{name: threads for name in names if name not in os.environ}] * num_workers
+
+
+class _Worker:
+    """One process, started again where it is killed; its lines on stderr are passed on under its name.
+
+    Args:
+        number: From 0.
+        command: What it runs.
+        devices: What it finds in its environment beside the launcher's own.
+    """
+
+    def __init__(self, number: int, command: Sequence[str], devices: dict[str, str]) -> None:
+        self.number = number
+        self._command, self._environment = command, {**os.environ, **devices, _WORKER: str(number)}
+        self.last_error, self.last_line = "", ""
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process, out of reach of the terminal's own signals: the launcher passes them on."""
+        self.process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._readers = [
+            threading.Thread(target=read, args=(self.process,), daemon=True)
+            for read in (self._read_errors, self._read_output)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def ended(self) -> int | None:
+        """The exit code once all that the process wrote is read; negative for a signal, None while it runs."""
+        code = self.process.poll()
+        if code is not None:
+            for reader in self._readers:
+                reader.join(timeout=5)
+        return code
+
+    def _read_errors(self, process: subprocess.Popen) -> None:
+        for line in process.stderr or ():
+            if line.startswith(("error: ", "unexpected error: ")):
+                self.last_error = line.strip()
+            else:
+                print(f"worker {self.number}: {line}", end="", file=sys.stderr, flush=True)
+
+    def _read_output(self, process: subprocess.Popen) -> None:
+        for line in process.stdout or ():
+            self.last_line = line.rstrip("\n") or self.last_line
+
+
+def _supervised(workers: Sequence[_Worker], journal: Path) -> str:
+    """Waits for all workers; see `launch_search`."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _wait(workers, journal, asked)
+    finally:
+        _stop(workers)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return workers[0].last_line
+
+
+def _wait(workers: Sequence[_Worker], journal: Path, asked: Sequence[int]) -> None:
+    running, idle_deaths, size = list(workers), 0, -1
+    while running:
+        time.sleep(_POLL_S)
+        for worker in list(running):
+            code = worker.ended()
+            if asked or code == Interrupted.exit_code:
+                raise Interrupted("Stopped on request with everything saved; the same command goes on from here.")
+            if code == 0:
+                running.remove(worker)
+            elif code is not None and code < 0:
+                log.warning("worker %d was killed by %s; starting it again", worker.number, signal.Signals(-code).name)
+                now = journal.stat().st_size if journal.exists() else 0
+                idle_deaths, size = (idle_deaths + 1 if now == size else 1), now
+                if idle_deaths >= _MAX_IDLE_DEATHS:
+                    raise EnvironmentFault(
+                        f"Workers were killed {idle_deaths} times in a row before they could begin a trial, as where "
+                        "the memory is too small; give fewer --workers."
+                    )
+                worker.start()
+            elif code is not None:
+                raise _error(worker, code)
+
+
+def _error(worker: _Worker, code: int) -> TfbigError:
+    kind = _ERRORS.get(code, TfbigError)
+    reason = worker.last_error.removeprefix("error: ")
+    return kind(reason or f"worker {worker.number} ended with exit code {code}.")
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """Ends the workers that still run, gently, and after half a minute for certain."""
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            worker.process.terminate()
+    deadline = time.monotonic() + 30
+    for worker in workers:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(max(0.1, deadline - time.monotonic()))
+        if worker.process.poll() is None:
+            worker.process.kill()
+            worker.process.wait()
+        worker.ended()
