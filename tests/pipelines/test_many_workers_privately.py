@@ -56,8 +56,7 @@ def test_a_private_run_is_the_same_over_two_workers_and_charged_once(tmp_path: P
     budget = ["--dp.ledger", str(ledger), "--dp.ledger_epsilon", "90"]
     charged = _done([*LAUNCH, "image_finetune", *usual, *budget, "--run_dir", str(tmp_path / "charged")])
     [dataset] = json.loads(ledger.read_text())["datasets"]
-    [entry] = dataset["entries"] if "entries" in dataset else dataset["runs"]
-    assert entry and charged["epsilon"] < 90
+    assert len(dataset["charges"]) == 1 and charged["epsilon"] < 90
     promise = json.loads((tmp_path / "charged" / "dp.json").read_text())
     assert charged["epsilon"] == pytest.approx(promise["epsilon"])
 

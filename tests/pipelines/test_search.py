@@ -37,6 +37,9 @@ def test_a_search_is_runs_of_their_own_and_its_best_is_judged_alone(
     run = tmp_path / "search"
     arguments = [*SMALL, *SPACE, "--tune.max_trials", "3", "--run_dir", str(run)]
     assert main(TASK, arguments) == 0
+    assert {0.0, 0.1} == {
+        trial["values"]["options.label_smoothing"] for trial in json.loads((run / "search.json").read_text())["trials"]
+    }
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result) == {"run_dir", "export", "metrics", "epsilon"}
 
@@ -52,6 +55,11 @@ def test_a_search_is_runs_of_their_own_and_its_best_is_judged_alone(
         assert not (folder / "evaluation.json").exists()
         assert not (folder / "predictions.csv").exists()
         assert list((run / "tensorboard" / "trials" / folder.name).glob("events*"))
+    for folder, trial in zip(folders, search["trials"], strict=True):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        least, smoothing = min(row["val_loss"] for row in rows), trial["values"]["options.label_smoothing"]
+        # Of the true labels: what smoothing adds to its own objective is no reason to choose another.
+        assert trial["score"] == pytest.approx(least, rel=1e-3) if not smoothing else trial["score"] < least
     best = folders[search["best"]]
     assert all(np.array_equal(a, b) for a, b in zip(_weights(best), _weights(run), strict=True))
     assert "Importance" in (run / "report.html").read_text()
