@@ -12,7 +12,10 @@ from tfbig.resources import recipe_paths
 
 # From the foundation up; a module imports its own layer and those before it.
 LAYERS = (
-    ("__init__", "__version__", "config", "errors", "resources", "suggest", "recipes", "startup", "runtime"),
+    (
+        "__init__", "__version__", "config", "errors", "resources", "suggest", "recipes", "startup", "heap", "hardware",
+        "cluster", "team", "runtime",
+    ),  # fmt: skip
     ("data",),
     ("networks",),
     ("objectives",),
@@ -21,7 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("serving",),
     ("pipelines",),
-    ("doctor", "__main__"),
+    ("doctor", "launch", "__main__"),
 )
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "tensorflow_hub", "tensorflow_datasets")
 

@@ -42,19 +42,39 @@ def test_the_new_job_guide_runs_as_written(project_root: Path, tmp_path: Path) -
     assert len((tmp_path / "wine.py").read_text().splitlines()) <= 110
 
 
+@pytest.mark.slow
+def test_the_search_guide_runs_as_written(project_root: Path, tmp_path: Path) -> None:
+    outputs = []
+    for language, name, text in _BLOCK.findall((project_root / "docs" / "guides" / "search.md").read_text()):
+        if name:
+            (tmp_path / name).write_text(text)
+        elif language == "bash":
+            done = _run(text, tmp_path)
+            assert done.returncode == 0, done.stderr[-2000:]
+            outputs.append(json.loads(done.stdout.splitlines()[-1])["run_dir"])
+    assert [Path(run).name for run in outputs] == ["search", "search_by_two"]
+    for run in outputs:
+        for name in ("config.yaml", "search.json", "report.html", "trials/journal.jsonl", "trials/0003/config.yaml"):
+            assert (tmp_path / run / name).exists(), name
+    space = json.loads((tmp_path / outputs[1] / "search.json").read_text())["parameters"]
+    assert "train.momentum" in {parameter["name"] for parameter in space}
+
+
 def test_every_flag_that_the_documentation_names_exists(project_root: Path) -> None:
     from tfbig.pipelines._command_line import flags
     from tfbig.pipelines.image_finetune import TASK
 
     known = {flag.name for flag in flags(TASK)} | {"config", "help", "help_all", "print_config", "debug", "version"}
-    # Of tools/test, of `python -m tfbig` and of the benches.
-    known |= {"slow"}
+    # Of tools/test, of TensorBoard, of `python -m tfbig` and of the benches.
+    known |= {"slow", "logdir"}
     commands = [project_root / "tfbig" / "__main__.py", *(project_root / "tools" / "bench").rglob("*.py")]
     for command in commands:
         known |= set(re.findall(r'add_argument\(\s*"--([a-z_]+)"', command.read_text()))
     pages = [project_root / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "pipelines/README.md")]
     for page in pages + sorted((project_root / "docs").rglob("*.md")):
         for name in re.findall(r"--([a-z][a-z0-9_.]+[a-z0-9_])", page.read_text()):
+            # A field's place in a search's space is its flag behind tune.space, and its kind.
+            name = name.removeprefix("tune.space.").removesuffix(".log").removesuffix(".linear")
             assert name in known, f"{page.name} names --{name}, which does not exist"
 
 

@@ -1,4 +1,4 @@
-"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | launch | cache`: about the whole package, not one job.
+"""`python -m tfbig list | doctor | predict | audit | privacy | ledger | launch | cache`: about all jobs, not one.
 
 TensorFlow is imported only by the commands that compute; `list` and `--help` answer at once.
 """
@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
-from tfbig.errors import Interrupted, TfbigError, UsageError
+from tfbig.errors import Interrupted, TfbigError
 from tfbig.startup import import_tensorflow
 
 _EXAMPLES = """examples:
@@ -28,6 +28,7 @@ _EXAMPLES = """examples:
   python -m tfbig privacy runs/NAME
   python -m tfbig ledger budgets.json
   python -m tfbig cache --clear
+  python -m tfbig launch --workers 2 image_finetune --train.epochs 5
 
 A job is a module: python -m tfbig.pipelines.NAME --help
 """
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
     try:
-        options.command(options)
+        exit_code = int(options.command(options) or 0)
         sys.stdout.flush()
     except TfbigError as error:
         if options.debug:
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        exit_code = 0
         # The reader (head, less) has seen enough; keep Python from failing on the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = f"{type(error).__name__}: {error}"
         print(f"unexpected error: {reason}. --debug shows where it came from.", file=sys.stderr)
         return 1
-    return 0
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_launch(commands.add_parser(
         "launch", parents=[shared], allow_abbrev=False, help="a job in several processes of this machine",
         description="Run a job's command in several processes of this machine: with --tune a search for settings, "
-        "whose trials the processes divide among them.",
+        "whose trials the processes divide among them; otherwise one run, whose batches they divide, as several "
+        "machines would (TF_CONFIG). The exit code and the last line of stdout are those of worker 0, the chief.",
     ))
     cache = commands.add_parser(
         "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",
@@ -177,12 +180,16 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_launch)
 
 
-def _launch(options: argparse.Namespace) -> None:
-    from tfbig.pipelines._search_workers import launch_search
+def _launch(options: argparse.Namespace) -> int:
+    from tfbig import launch
+    from tfbig.pipelines._search_workers import devices_of_workers, job_module, launch_search
 
-    if not options.tune:
-        raise UsageError("launch needs --tune.")
-    print(launch_search(options.job, options.words, options.workers))
+    if options.tune:
+        print(launch_search(options.job, options.words, options.workers))
+        return 0
+    module = options.job if "." in options.job else job_module(options.job)
+    command = [sys.executable, "-m", module, *options.words]
+    return launch.run(launch.over_workers(command, devices_of_workers(options.workers)))
 
 
 def _whole(least: int) -> Callable[[str], int]:

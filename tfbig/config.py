@@ -266,20 +266,26 @@ class RuntimeConfig:
     """The machine it runs on.
 
     Args:
-        strategy: auto uses all GPUs of this host, none one device, mirrored all devices of this host.
-        precision: bfloat16 computes in bfloat16 and keeps the weights in float32.
-        jit_compile: Compile the step with XLA.
+        strategy: none is one device, mirrored all devices of this host, multiworker the workers that TF_CONFIG names,
+            tpu a TPU; auto is multiworker where TF_CONFIG names several, else all GPUs of this host.
+        precision: bfloat16 computes in bfloat16 and keeps the weights in float32; auto times a few steps of each and
+            keeps the faster.
+        jit_compile: Compile the step with XLA; auto times a few steps with and without.
         seed: Orders the data, draws the augmentation and initialises new layers.
         offline: Never open a connection; what is not on this machine is an error.
+        start_timeout_s: Seconds to wait at the start for the other workers of TF_CONFIG.
     """
 
-    strategy: Literal["auto", "none", "mirrored"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    jit_compile: bool = False
+    strategy: Literal["auto", "none", "mirrored", "multiworker", "tpu"] = "auto"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    jit_compile: bool | Literal["auto"] = False
     seed: int = 0
     offline: bool = False
+    start_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
+        timeout_s = self.start_timeout_s
+        _require(0 < timeout_s <= 86400, "runtime.start_timeout_s", "above 0 and at most 86400", timeout_s)
         _require(0 <= self.seed < 2**31, "runtime.seed", "between 0 and 2147483647", self.seed)
 
 

@@ -45,3 +45,16 @@ class Interrupted(TfbigError):
     """Stopped early on SIGINT or SIGTERM with everything saved; the same command goes on from there."""
 
     exit_code = 75
+
+
+class WorkerLost(Interrupted):
+    """Another worker of the same run is gone, so this one stopped; all of them started again go on.
+
+    Args:
+        message: Says which worker, and what to do.
+        exit_code: That of the other worker, where it failed with a reason.
+    """
+
+    def __init__(self, message: str, exit_code: int = Interrupted.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

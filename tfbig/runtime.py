@@ -11,27 +11,40 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from tfbig.errors import EnvironmentFault
+from tfbig.heap import keep_heap
+from tfbig.team import Team
+
 
 @contextlib.contextmanager
 def runtime(
-    *, strategy: str, precision: str, seed: int, exact_float32: bool = False
+    *, strategy: str, precision: str, seed: int, exact_float32: bool = False, team: Team | None = None
 ) -> Iterator[tf.distribute.Strategy]:
     """Seeds everything, sets the precision and gives the strategy to build and train under.
 
     Args:
-        strategy: auto (all GPUs where there are several), none, or mirrored.
+        strategy: auto (all workers, else all GPUs where there are several), none, mirrored, multiworker or tpu.
         precision: float32 or bfloat16. Under bfloat16 variables stay float32.
         seed: 0 to 2**31 - 1.
         exact_float32: Multiplies float32 matrices in float32 also where a GPU would take TF32, whose 10 bits are less
             than the rounding that the norms of private training allow for.
+        team: The processes that train together; by default this one alone.
+
+    Raises:
+        EnvironmentFault: There is no TPU.
+        WorkerLost: Another worker is gone.
     """
+    # Before TensorFlow starts its threads.
+    keep_heap()
+    # Before anything else touches TensorFlow: several workers must be connected when its first device is made.
+    distribution = _over_workers(team) if team is not None and team.num_workers > 1 else None
     keras.utils.set_random_seed(seed)
     before, tf32_before = keras.config.dtype_policy(), tf.config.experimental.tensor_float_32_execution_enabled()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     if exact_float32:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
-        yield _strategy(strategy)
+        yield distribution or _strategy(strategy)
     finally:
         keras.config.set_dtype_policy(before)
         tf.config.experimental.enable_tensor_float_32_execution(tf32_before)
@@ -42,4 +55,30 @@ def _strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
         return tf.distribute.MirroredStrategy(devices)
-    return tf.distribute.get_strategy()
+    return _tpu() if name == "tpu" else tf.distribute.get_strategy()
+
+
+def _over_workers(team: Team) -> tf.distribute.Strategy:
+    """The strategy over all workers of TF_CONFIG, and the end of its waiting where one of them is lost."""
+    from tensorflow.python.eager import context
+
+    team.wait_for_all()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    def abort(reason: str) -> None:
+        # A worker that hangs keeps its connections open, so the collectives of the others would wait for ever.
+        context.context().abort_collective_ops(tf.errors.UNAVAILABLE, reason)
+
+    team.on_loss = abort
+    return strategy
+
+
+def _tpu() -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, KeyError, tf.errors.OpError) as error:
+        raise EnvironmentFault(
+            "--runtime.strategy tpu found no TPU on this machine; give auto, or name the TPU in TPU_NAME "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)

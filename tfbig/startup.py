@@ -1,14 +1,35 @@
-"""The import of TensorFlow without the lines that its native libraries print before anyone can stop them.
+"""The import of TensorFlow, without what nobody asked for.
 
-TF_CPP_MIN_LOG_LEVEL does not reach them: they are written to file descriptor 2 before the logging is set
-up. Imports nothing heavy itself.
+- The lines that its native libraries print: TF_CPP_MIN_LOG_LEVEL does not reach them, for they are written to file
+  descriptor 2 before the logging is set up.
+- scikit-learn and Matplotlib, which Keras imports for wrappers and plots: they wait until someone uses these.
+- Collections of garbage while four thousand modules, which stay, are being made; and later ones of these modules.
+
+Imports nothing heavy itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+# Nothing of Keras needs them, so that no import of another module asks them for a name.
+_AT_FIRST_USE = (
+    "keras.visualization",
+    "keras.wrappers",
+    "keras.src.visualization",
+    "keras._tf_keras.keras.visualization",
+    "keras._tf_keras.keras.wrappers",
+)
 
 
 def import_tensorflow(*, show_log: bool = False) -> None:
@@ -40,7 +61,63 @@ def import_tensorflow(*, show_log: bool = False) -> None:
 
 
 def _find_devices() -> None:
-    import tensorflow as tf
+    with _deferred(_AT_FIRST_USE), _without_collections():
+        import tensorflow as tf
 
     # The search for a GPU has lines of its own, at the first use of a device.
     tf.config.list_physical_devices()
+
+
+def deferred(name: str) -> ModuleType:
+    """A module that is run when an attribute of it is first wanted; as it is where it has been imported already.
+
+    Args:
+        name: Without a dot.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    # A second import would ask the module for its __spec__, and so run it.
+    if name not in sys.modules:
+        with _deferred((name,)):
+            importlib.import_module(name)
+    return sys.modules[name]
+
+
+@contextlib.contextmanager
+def _deferred(names: Sequence[str]) -> Iterator[None]:
+    """Modules of these names that are imported inside the block run when an attribute of theirs is first wanted."""
+    finder = _Deferring(names)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _Deferring(importlib.abc.MetaPathFinder):
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(names)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self._names:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """No collection of garbage inside the block; what was made there is left out of later ones."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()

@@ -43,6 +43,22 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
         layers.EinsumDense("abc,bd->adc", (5, 12), bias_axes="d"), shape=TOKENS
     ),
     "attention": _attention,
+    "convolution of one pixel": lambda: _stack(layers.Conv2D(5, 1), shape=PICTURES),
+    "convolution of one pixel with relu": lambda: _stack(
+        layers.Conv2D(5, 1, use_bias=False, activation="relu"), layers.Dense(3), shape=PICTURES
+    ),
+    "convolution that skips pixels": lambda: _stack(layers.Conv2D(5, 1, strides=(3, 2)), shape=PICTURES),
+    "convolution that skips many pixels": lambda: _stack(
+        layers.Conv2D(5, 1, strides=2, padding="same"), shape=(4, 36, 36, 8)
+    ),
+    "convolution that skips pixels of an odd picture": lambda: _stack(
+        layers.Conv2D(5, 1, strides=2), shape=(4, 7, 7, 8)
+    ),
+    "convolution of many channels": lambda: _stack(
+        layers.Conv2D(256, (3, 1), padding="same"), layers.Conv2D(260, 3, padding="same"), shape=(4, 3, 4, 256)
+    ),
+    "convolution with a margin": lambda: _stack(layers.Conv2D(256, 3), shape=(4, 4, 4, 256)),
+    "convolution of groups": lambda: _stack(layers.Conv2D(6, 1, groups=2), shape=PICTURES),
 }
 
 
@@ -84,7 +100,10 @@ def test_a_form_gives_the_layers_results_gradients_and_averages(name: str, train
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["batch norm", "layer norm", "dense with gelu", "attention"])
+@pytest.mark.parametrize("name", [
+    "batch norm", "layer norm", "dense with gelu", "attention", "convolution that skips pixels",
+    "convolution of many channels",
+])
 def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str) -> None:
     exact = _randomised(NETWORKS[name]())
     x = tf.constant(np.random.default_rng(1).normal(size=(4, *exact.input_shape[1:])), tf.float32)
@@ -104,6 +123,36 @@ def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str) -> None:
     of_keras = error()
     fused(rounded)
     assert error() <= 1.5 * of_keras
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("spread", "epsilon"), [(1.0, 1e-6), (1e-3, 1e-6), (1e-3, 1e-2)])
+def test_a_layer_norm_in_a_graph_is_the_exact_one(spread: float, epsilon: float, dtype: str) -> None:
+    """Of inputs whose variance is about epsilon or below it too, and whose mean is far from 0."""
+    layer = layers.LayerNormalization(epsilon=epsilon, dtype=dtype)
+    network = _randomised(_stack(layer, shape=TOKENS))
+    fused(network)
+    rng = np.random.default_rng(1)
+    x = tf.cast(tf.constant(spread * (3.0 + rng.normal(size=TOKENS)), tf.float32), dtype)
+    upstream = tf.cast(tf.constant(rng.normal(size=TOKENS), tf.float32), dtype)
+
+    def outputs_and_gradients(x: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = network(x)
+        return [y, *tape.gradient(y, [x, layer.gamma.value, layer.beta.value], output_gradients=upstream)]
+
+    z, g = np.asarray(x, np.float64), np.asarray(upstream, np.float64)
+    gamma, beta = (np.asarray(variable, np.float64) for variable in (layer.gamma, layer.beta))
+    centred = z - z.mean(-1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    normed, scaled = centred * inverse, g * gamma
+    of_x = inverse * (scaled - scaled.mean(-1, keepdims=True) - normed * (scaled * normed).mean(-1, keepdims=True))
+    expected = [normed * gamma + beta, of_x, (g * normed).sum((0, 1)), g.sum((0, 1))]
+    for found in (outputs_and_gradients(x), tf.function(outputs_and_gradients)(x)):
+        for one, other in zip(expected, found, strict=True):
+            off = np.abs(np.asarray(other, np.float64) - one).max() / np.abs(one).max()
+            assert off < (1e-5 if dtype == "float32" else 2e-2)
 
 
 def test_what_attention_cannot_do_in_whole_heads_is_left_to_keras() -> None:

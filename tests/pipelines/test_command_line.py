@@ -101,6 +101,7 @@ def test_every_flag_has_help() -> None:
         ["--adapt.mode", "head", "--adapt.cached_views", "4"],
         ["--adapt.mode", "head", "--adapt.cached_views", "4", "--options.augment", "flip,mixup"],
         ["--runtime.jit_compile", "--runtime.strategy", "mirrored"],
+        ["--runtime.precision", "auto", "--tune.max_trials", "4"],
         ["--dp.l2_norm_clip", "2"],
         ["--dp.target_epsilon", "3", "--data.class_weights", "balanced"],
         ["--dp.target_epsilon", "3", "--options.augment", "flip,mixup"],

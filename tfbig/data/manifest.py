@@ -21,7 +21,7 @@ from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)
 # Traced once a process; eager, one picture would cost a dozen calls.
-_decode = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)])
+_decode = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 _NAMED = 20
 _CHUNK = 64
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}

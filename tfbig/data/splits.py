@@ -239,12 +239,34 @@ class Parts:
         return split.fetch_part(index, draws if self.flips else tf.concat([draws[:4], [1.0]], axis=0))
 
 
+class Share(NamedTuple):
+    """What one host feeds of each batch: the equal, contiguous slices of its own replicas, among those of all.
+
+    Args:
+        first: The host's first replica.
+        num_local: Its replicas, at least 1.
+        num_replicas: All replicas; divides every batch.
+    """
+
+    first: int
+    num_local: int
+    num_replicas: int
+
+    def bounds(self, length: int) -> tuple[int, int]:
+        """Begin and end of the host's part of a batch of `length`."""
+        size = length // self.num_replicas
+        return self.first * size, (self.first + self.num_local) * size
+
+
+# Conversion of Python's `if` and `for` on tensors takes half a second, and nothing here needs it.
+@tf.autograph.experimental.do_not_convert
 def batches(
     split: Split,
     plan: Plan,
     *,
     position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     augment: Augment | None = None,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
     """One epoch of batches (x, y, weight), exactly as the plan names them.
 
@@ -253,6 +275,9 @@ def batches(
         plan: Which examples each step holds.
         position: Asked each time the dataset is iterated: the epoch, and the step in it to begin with.
         augment: Changes a batch, drawing only from the (2,) int32 seed of its step.
+        share: What this host is to feed; each element is then one replica's slice of a batch, a host's one after the
+            other. Only those examples are fetched; with `augment` the whole batch is, since what is drawn for an
+            example depends on its place in the batch, and mixtures on its neighbours.
 
     Returns:
         A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_length` examples, less the steps
@@ -264,18 +289,22 @@ def batches(
         epoch, first_step = position()
         for first in range(first_step, plan.steps_per_epoch, block):
             several = range(first, min(first + block, plan.steps_per_epoch))
-            indices, weight = zip(*(plan.indices(epoch, step) for step in several), strict=True)
+            steps = [plan.indices(epoch, step) for step in several]
+            part = slice(*fetched_share.bounds(len(steps[0][0]))) if fetched_share else slice(None)
             seeds = [plan.augmentation_seed(epoch, step) for step in several]
-            yield np.stack(indices), np.stack(weight), np.stack(seeds)
+            yield np.stack([i[part] for i, _ in steps]), np.stack([w[part] for _, w in steps]), np.stack(seeds)
 
     def fetch(index: tf.Tensor, seed: tf.Tensor) -> Features:
         if isinstance(augment, Parts):
             return augment.fetch(split, index, tf.stack([tf.bitcast(seed, tf.int64), index]))
         return split.fetch(index)
 
+    fetched_share = None if augment else share
     length = plan.batch_length
     # Python is asked once for many steps; those of different lengths cannot be stacked.
     block = _STEPS_AT_ONCE if length else 1
+    if length is not None and fetched_share is not None:
+        length = length // fetched_share.num_replicas * fetched_share.num_local
     steps = tf.data.Dataset.from_generator(
         planned,
         output_signature=(
@@ -302,7 +331,32 @@ def batches(
         fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
         whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
     num_steps = plan.steps_per_epoch - position()[1]
+    if share is not None:
+        whole = _by_replica(whole, share, is_whole=fetched_share is None)
+        num_steps *= share.num_local
     return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead)
+
+
+def _by_replica(batches: tf.data.Dataset, share: Share, *, is_whole: bool) -> tf.data.Dataset:
+    """Batches, or a host's part of them, as one element for each replica of the host."""
+
+    def part(value: tf.Tensor) -> tf.Tensor:
+        size = (value.shape[0] or tf.shape(value)[0]) // (share.num_replicas if is_whole else share.num_local)
+        begin = share.first * size if is_whole else 0
+        return value[begin : begin + share.num_local * size]
+
+    if is_whole:
+        batches = batches.map(lambda *row: tf.nest.map_structure(part, row), num_parallel_calls=tf.data.AUTOTUNE)
+    if share.num_local == 1:
+        return batches
+
+    def slices(*row: tf.Tensor) -> tf.data.Dataset:
+        split = tf.nest.map_structure(lambda value: tf.reshape(
+            value, [share.num_local, (value.shape[0] or tf.shape(value)[0]) // share.num_local, *value.shape[1:]]
+        ), row)
+        return tf.data.Dataset.from_tensor_slices(split)
+
+    return batches.flat_map(slices)
 
 
 # Index and seed of the step -> features.

@@ -15,6 +15,9 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+
+from tfbig.networks.fused_convolution import FusedConv2D
 
 _HALF = tf.bfloat16, tf.float16
 # cuDNN takes no smaller one, and TensorFlow raises a smaller one in silence.
@@ -30,7 +33,9 @@ def fused(network: keras.Model) -> keras.Model:
     Returns:
         The same network.
     """
-    return _changed(network, FORMS, {keras.activations.gelu: gelu})
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    forms = {layer: form for layer, form in FORMS.items() if not (on_gpu and form in _ONLY_ON_PROCESSORS)}
+    return _changed(network, forms, {keras.activations.gelu: gelu})
 
 
 def plain(network: keras.Model) -> keras.Model:
@@ -85,32 +90,80 @@ def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     return result, gradient
 
 
-@tf.custom_gradient
-def _layer_norm(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tensor
-) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor | None, ...]]]:
-    """Layer normalisation over the last axis, in float32.
+def normalised(x: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a layer normalisation multiplies by its scale, in float32.
+
+    Whoever calls it on the same tensor within one graph shares its work with the layer's own gradient.
+
+    Args:
+        x: (..., D) any float type.
+        epsilon: Added to the variance.
+
+    Returns:
+        x less its mean, over its standard deviation (..., D), and one over the latter (..., 1).
+    """
+    z = tf.cast(x, tf.float32)
+    mean = tf.reduce_mean(z, -1, keepdims=True)
+    # Not as a square of the difference below, which TensorFlow would keep for it.
+    variance = tf.reduce_mean(tf.math.squared_difference(z, mean), -1, keepdims=True)
+    inverse = tf.math.rsqrt(variance + epsilon)  # (..., 1)
+    return (z - mean) * inverse, inverse
+
+
+def _layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """Layer normalisation over the last axis.
 
     Args:
         x: (..., D).
         gamma: (D,) float32.
         beta: (D,) float32.
-        epsilon: Scalar, added to the variance.
+        epsilon: Added to the variance.
     """
-    z = tf.cast(x, tf.float32)
-    centred = z - tf.reduce_mean(z, -1, keepdims=True)
-    inverse = tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + epsilon)  # (..., 1)
-    normed = centred * inverse
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-        g = tf.cast(upstream, tf.float32)
-        outer = list(range(g.shape.rank - 1))
-        scaled = g * gamma
-        along = tf.reduce_mean(scaled * normed, -1, keepdims=True)
-        g_x = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - normed * along)
-        return tf.cast(g_x, x.dtype), tf.reduce_sum(g * normed, outer), tf.reduce_sum(g, outer), None
+    @tf.custom_gradient
+    def norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            normed, inverse = normalised(x, epsilon)
+            g = tf.cast(upstream, tf.float32)
+            along_normed = g * normed
+            outer = list(range(g.shape.rank - 1))
+            # Means of the scaled gradient, as products that need no copy of it.
+            mean, along = (_mean_of_scaled(t, gamma) for t in (g, along_normed))
+            g_x = inverse * (g * gamma - mean - normed * along)
+            return tf.cast(g_x, x.dtype), tf.reduce_sum(along_normed, outer), tf.reduce_sum(g, outer)
 
-    return tf.cast(normed * gamma + beta, x.dtype), gradient
+        if _joins_layer_norm(x):
+            return _in_one_operation(x, gamma, beta, epsilon), gradient
+        normed, _ = normalised(x, epsilon)
+        return tf.cast(normed * gamma + beta, x.dtype), gradient
+
+    return norm(x, gamma, beta)
+
+
+def _mean_of_scaled(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Means over the last axis of (..., D) times (D,), as (..., 1)."""
+    width = tensor.shape[-1]
+    means = tf.matmul(tf.reshape(tensor, [-1, width]), scale[:, None] / width)
+    return tf.reshape(means, tf.concat([tf.shape(tensor)[:-1], [1]], 0))
+
+
+def _joins_layer_norm(x: tf.Tensor) -> bool:
+    """Whether TensorFlow will compute `_in_one_operation` so: in a graph, on a processor, by oneDNN."""
+    is_known = x.shape.rank == 3 and x.shape.is_fully_defined()
+    return is_known and not tf.executing_eagerly() and IsMklEnabled() and not tf.config.list_logical_devices("GPU")
+
+
+def _in_one_operation(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """In the one form that TensorFlow's optimizer makes a single operation of oneDNN's: that of Keras 2."""
+    num_rows = x.shape[0] * x.shape[1]
+    # Not a constant, with which this would no longer be the form that is looked for.
+    ones, zeros = (tf.fill(tf.compat.v1.placeholder_with_default([num_rows], [1]), value) for value in (1.0, 0.0))
+    none = tf.constant([], tf.float32)
+    normed, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(x, [1, num_rows, x.shape[2], 1]), scale=ones, offset=zeros, mean=none, variance=none,
+        epsilon=epsilon, is_training=True, data_format="NCHW",
+    )  # fmt: skip
+    return tf.reshape(normed, x.shape) * tf.cast(gamma, x.dtype) + tf.cast(beta, x.dtype)
 
 
 class FusedLayerNormalization(layers.LayerNormalization):
@@ -124,7 +177,7 @@ class FusedLayerNormalization(layers.LayerNormalization):
             return super().call(inputs)
         width = x.shape[-1]
         gamma, beta = _parameters(self, width)
-        return tf.cast(_layer_norm(x, gamma, beta, tf.constant(self.epsilon)), self.compute_dtype)
+        return tf.cast(_layer_norm(x, gamma, beta, self.epsilon), self.compute_dtype)
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
@@ -139,7 +192,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         learns = bool(training and self.trainable)
         gamma, beta = _parameters(self, x.shape[-1])
-        none = tf.zeros([0])
+        none = tf.constant([], tf.float32)
         normed, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=gamma,
@@ -150,15 +203,26 @@ class FusedBatchNormalization(layers.BatchNormalization):
             is_training=learns,
         )
         if learns:
-            self._follow(mean, variance, num_values=tf.size(x) // x.shape[-1])
+            self._follow(mean, variance, x)
         return tf.cast(normed, self.compute_dtype)
 
-    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, *, num_values: tf.Tensor) -> None:
+    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> None:
         # The operation gives the unbiased variance, and Keras follows the biased one.
-        count = tf.cast(num_values, tf.float32)
-        biased = variance * (tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0))
+        biased = variance * _biased_share(x)
         for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
-            average.assign(average * self.momentum + tf.cast(value, average.dtype) * (1.0 - self.momentum))
+            # As tensors: an operation of Keras's takes three times as long to trace.
+            followed = tf.cast(value, average.dtype) * (1.0 - self.momentum)
+            average.assign(tf.convert_to_tensor(average) * self.momentum + followed)
+
+
+def _biased_share(x: tf.Tensor) -> tf.Tensor | float:
+    """(N - 1) / N of the N values of a channel of x (..., C); a number where the shape is known."""
+    num_elements = x.shape.num_elements()
+    if num_elements is not None:
+        count = num_elements // x.shape[-1]
+        return max(count - 1.0, 1.0) / max(count, 1.0)
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    return tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0)
 
 
 class FusedDense(layers.Dense):
@@ -217,12 +281,17 @@ class FusedAttention(layers.MultiHeadAttention):
 
 FORMS: dict[type, type] = {
     layers.BatchNormalization: FusedBatchNormalization,
+    layers.Conv2D: FusedConv2D,
     layers.Dense: FusedDense,
     layers.EinsumDense: FusedEinsumDense,
     layers.LayerNormalization: FusedLayerNormalization,
     layers.MultiHeadAttention: FusedAttention,
 }
 """A Keras layer's class -> the class of its faster form."""
+
+
+# cuDNN chooses among forms of a convolution by itself.
+_ONLY_ON_PROCESSORS = (FusedConv2D,)
 
 
 def _parameters(norm: keras.layers.Layer, width: int) -> tuple[tf.Tensor, tf.Tensor]:

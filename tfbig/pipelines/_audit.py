@@ -28,6 +28,7 @@ from tfbig.pipelines._audited_run import (
     state_for_audit,
     task_of,
 )
+from tfbig.pipelines._choice import settled_before
 from tfbig.pipelines._command_line import parse
 from tfbig.startup import import_tensorflow
 from tfbig.training.run_directory import RunDirectory, open_run
@@ -64,7 +65,7 @@ def audit(run_dir: Path, *, num_canaries: int, seed: int, num_steps: int | None 
     refuse_unfinished(run_dir)
     with open_run(run_dir) as run:
         task = task_of(run)
-        config = parse(task, ["--config", str(run.path / "config.yaml")])
+        config = settled_before(parse(task, ["--config", str(run.path / "config.yaml")]), run)
         claim = read_claim(run) if config.dp.is_private else None
         content = _audited(task, config, run, claim, num_canaries=num_canaries, seed=seed, num_steps=num_steps)
     return content

@@ -56,6 +56,12 @@ def refuse_unfinished(run_dir: Path) -> None:
             f"{run_dir} is not the folder of a run, which holds a config.yaml; give the one that the run's last line "
             "names as run_dir."
         )
+    best = RunDirectory(run_dir).read_json("search.json").get("best")
+    if best is not None:
+        raise UsageError(
+            f"{run_dir} is a search, whose network was trained by one of its trials; audit that one: "
+            f"{run_dir / 'trials' / f'{best:04d}'}."
+        )
     state = RunDirectory(run_dir).read_json("status.json").get("state")
     if state not in _ENDED:
         raise UsageError(

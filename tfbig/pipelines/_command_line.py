@@ -55,7 +55,7 @@ class Flag:
     @property
     def is_switch(self) -> bool:
         """Whether the flag alone means true."""
-        return self.type is bool
+        return bool in (self.type, *typing.get_args(self.type))
 
     @property
     def kind(self) -> str:
@@ -152,7 +152,7 @@ def help_text(task: Task, summary: str, *, everything: bool) -> str:
             group = flag.name.split(".")[0] if "." in flag.name else "run"
             lines.append(f"{group}:")
         default = "" if flag.default is None or flag.is_switch else f" [{flag.default}]"
-        value = "" if flag.is_switch else f" {flag.kind}"
+        value = "" if flag.type is bool else f" {flag.kind}"
         lines.append(_row(f"--{flag.name}{value}", flag.text + default))
     lines += [
         "also:",
@@ -240,7 +240,7 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
 def _value_of(name: str, arguments: list[str], known: dict[str, Flag]) -> str:
     follows = bool(arguments) and not arguments[0].startswith("--")
     if name in known and known[name].is_switch:
-        return arguments.pop(0) if follows and arguments[0].lower() in ("true", "false") else "true"
+        return arguments.pop(0) if follows and arguments[0].lower() in ("true", "false", "auto") else "true"
     if not follows:
         raise UsageError(f"--{name} needs a value.")
     return arguments.pop(0)

@@ -43,7 +43,7 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
         exact_float32=config.dp.is_private,
     ) as strategy:
         splits = task.load(config)
-        assembly = assemble(task, config, _two_batches(splits, config.data.batch_size), strategy)
+        assembly = assemble(task, config, two_batches(splits, config.data.batch_size), strategy)
         learner = assembly.learner
         one_step = batches(assembly.train, assembly.plan, augment=assembly.augment).take(1)
         history = learner.fit(one_step, shuffle=False, verbose=0).history
@@ -69,8 +69,13 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
     return {"run_dir": None, "export": None, "metrics": {}, "epsilon": epsilon, "dry_run": facts}
 
 
-def _two_batches(splits: Splits, batch_size: int) -> Splits:
-    """The first examples of each split, so that nothing is computed for all of them."""
+def two_batches(splits: Splits, batch_size: int) -> Splits:
+    """The first examples of each split, so that nothing is computed for all of them.
+
+    Args:
+        splits: The data.
+        batch_size: Examples of a batch.
+    """
     import numpy as np
 
     few = {

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -16,14 +17,17 @@ from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
+from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
 from tfbig.pipelines._search import search, work
 from tfbig.pipelines._search_space import check_search
 from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
+from tfbig.pipelines._workers import common_settings, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
+from tfbig.team import Team, meet
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.task import Task
@@ -83,22 +87,48 @@ def run(task: Task, config: RunConfig) -> Outcome:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
-    import_tensorflow()
+    # Before TensorFlow is loaded, so that a mistake in TF_CONFIG or a missing worker is said without it.
+    workers = workers_of(config)
+    if workers is not None and config.tune.is_search:
+        raise UsageError(
+            "--tune searches with processes that train apart, and TF_CONFIG names workers that train together; unset "
+            "it, and take `python -m tfbig launch --tune --workers 2 JOB` for several processes."
+        )
+    team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    if team.num_workers > 1:
+        # What TensorFlow says of a lost worker, in many lines; ours is one, and names it.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import_tensorflow()
+        outcome = _run(task, config, team) if team.is_chief else run_as_worker(task, config, team)
+    except BaseException as error:
+        team.leave(error)
+        raise
+    team.leave(None)
+    return outcome
+
+
+def _run(task: Task, config: RunConfig, team: Team) -> Outcome:
+    """The run of one process, or the chief's part of it."""
     if config.export.dir:
         from tfbig.serving.staging import check_writable
 
         # Before the hours of work that would go into it.
         check_writable(Path(config.export.dir).expanduser())
     if config.dry_run:
-        return dry_run(task, dataclasses.replace(config, tune=TuneConfig())), 0
+        return dry_run(task, settled(task, dataclasses.replace(config, tune=TuneConfig()), None)[0]), 0
     worker = worker_number() if config.tune.is_search else None
     if worker is not None:
         end_with_launcher()
         return work(task, config, RunDirectory(_path_of(task, config)), worker)
     with held(task, config) as (run_directory, finished):
-        if finished is not None:
-            return finished
-        return (search if config.tune.is_search else _run_in)(task, config, run_directory)
+        team.decide({"is_finished": finished is not None})
+        if config.tune.is_search and finished is None:
+            return search(task, config, run_directory)
+        with telling_losses(team):
+            result, exit_code = finished or _run_in(task, config, run_directory, team)
+        team.decide({"result": result, "exit_code": exit_code})
+        return result, exit_code
 
 
 @contextlib.contextmanager
@@ -130,8 +160,9 @@ def held(task: Task, config: RunConfig) -> Iterator[tuple[RunDirectory, Outcome 
             raise
 
 
-def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcome:
-    with trained(task, config, run_directory) as (assembly, ledger):
+def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory, team: Team) -> Outcome:
+    with trained(task, config, run_directory, team=team) as (assembly, ledger):
+        team.release()
         privacy, step = assembly.privacy, ledger.global_step
         is_stopped = privacy is not None and privacy.is_spent(step)
         epsilon = None if privacy is None else privacy.epsilon(step)

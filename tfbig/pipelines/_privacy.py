@@ -64,6 +64,10 @@ def _texts(value: object) -> list[str]:
 
 
 def _figures(promise: Mapping[str, object], max_examples_per_user: int | None) -> list[str]:
+    if "search" in promise:
+        if max_examples_per_user is not None:
+            raise UsageError("--max_examples_per_user has figures for a run, and this is a search; leave it out.")
+        return ["TF Privacy's statement describes a single run, and this is a search."]
     if promise["noise"] != "gaussian":
         if max_examples_per_user is not None:
             raise UsageError(

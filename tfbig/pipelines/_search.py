@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tfbig.data.splits import Splits
     from tfbig.training.assembly import Assembly
+    from tfbig.training.private_search import PrivateSearch
     from tfbig.training.tune import Trial, Trials
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,25 @@ def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int
     Raises:
         DivergedError: All trials failed.
     """
+    from tfbig.training import private_search
+
     splits = task.load(config)
     refuse_other_data(splits.manifest, run_directory)
     if number == 0:
         run_directory.write_json("data_manifest.json", dict(splits.manifest))
-    trials = trials_of(task, config, run_directory)
-    run_trials(task, config, trials, splits)
+    private = _planned_privacy(config, run_directory, splits) if config.dp.is_private else None
+    common = config if private is None else private_search.trial_config(config, private)
+    trials = trials_of(task, config, run_directory, None if private is None else private.num_trials)
+    run_trials(task, common, trials, splits)
     if number > 0:
         return {}, 0
-    return _concluded(task, config, run_directory, trials, splits)
+    trials.refresh()
+    run_directory.write_json("search.json", _summary(task, config, trials))
+    if private is not None and trials.best is not None:
+        path = run_directory.path / "trials" / trials.best.name
+        promise = private_search.record_of(private, RunDirectory(path).read_json("dp.json"), ledger=config.dp.ledger)
+        run_directory.write_json("dp.json", promise)
+    return _concluded(task, common, run_directory, trials, splits, None if private is None else private.epsilon)
 
 
 def begin(task: Task, config: RunConfig, run_directory: RunDirectory) -> None:
@@ -80,17 +91,48 @@ def begin(task: Task, config: RunConfig, run_directory: RunDirectory) -> None:
     run_directory.write_text("config.yaml", to_yaml(task, config))
 
 
-def trials_of(task: Task, config: RunConfig, run_directory: RunDirectory) -> Trials:
-    """The trials of a search, as far as they are written down."""
+def _planned_privacy(config: RunConfig, run_directory: RunDirectory, splits: Splits) -> PrivateSearch:
+    """What a private search decides before its first trial, charged to its dataset's budget."""
+    from tfbig.data.sources import resolved
+    from tfbig.training import private_search
+    from tfbig.training.fit import ledger_path
+    from tfbig.training.tune import planned
+
+    found = private_search.from_json(
+        planned(
+            run_directory.path / "trials",
+            lambda: private_search.plan(config, num_examples=splits.spec.num_train).to_json(),
+        )
+    )
+    path = ledger_path(config)
+    if path is not None:
+        private_search.charge(
+            found,
+            path,
+            run_dir=run_directory.path.resolve(),
+            dataset=resolved(config.data.source),
+            fingerprint=str(splits.manifest.get("content", "")),
+            limit_epsilon=config.dp.ledger_epsilon,
+        )
+    noise = found.selection.mechanism.noise_multiplier
+    log.info("a private search: epsilon %.4g as a whole, noise multiplier %.5g", found.epsilon, noise)
+    return found
+
+
+def trials_of(
+    task: Task, config: RunConfig, run_directory: RunDirectory, num_trials: int | None = None
+) -> Trials:
+    """The trials of a search, as far as they are written down; `num_trials` where a number was drawn."""
     from tfbig.training.tune import Trials
 
     return Trials(
         run_directory.path / "trials",
         parameters(task, config),
         tuner=config.tune.tuner,
-        max_trials=config.tune.max_trials or 0,
+        max_trials=num_trials or config.tune.max_trials or 0,
         max_epochs=config.train.epochs,
         seed=config.runtime.seed,
+        may_repeat=config.dp.is_private,
     )
 
 
@@ -217,17 +259,21 @@ def _validated(assembly: Assembly) -> tuple[np.ndarray, float | None]:
 
 
 def _concluded(
-    task: Task, config: RunConfig, run_directory: RunDirectory, trials: Trials, splits: Splits
+    task: Task,
+    config: RunConfig,
+    run_directory: RunDirectory,
+    trials: Trials,
+    splits: Splits,
+    epsilon: float | None,
 ) -> Outcome:
     """Makes the best trial's network the search's, and judges it, alone of all, on the test split."""
     from tfbig.runtime import runtime
+    from tfbig.training import private_state
     from tfbig.training.assembly import assemble
     from tfbig.training.environment import describe
     from tfbig.training.fit import restore_final
 
-    trials.refresh()
     best = trials.best
-    run_directory.write_json("search.json", _summary(task, config, trials))
     if best is None:
         raise DivergedError(
             f"All {len(trials.all)} trials of the search failed, the first because: {trials.all[0].reason} Give a "
@@ -243,11 +289,12 @@ def _concluded(
         seed=settings.seed,
         exact_float32=config.dp.is_private,
     ) as strategy:
-        assembly = assemble(task, winner, splits, strategy)
+        state = private_state.read(run_directory.checkpoints) if config.dp.is_private else None
+        assembly = assemble(task, winner, splits, strategy, state)
         ledger = restore_final(assembly, winner, run_directory)
         run_directory.write_history(ledger.history)
         run_directory.write_json("environment.json", describe(devices=[], num_replicas=strategy.num_replicas_in_sync))
-        result = conclude(task, winner, run_directory, assembly, ledger=ledger, epsilon=None)
+        result = conclude(task, winner, run_directory, assembly, ledger=ledger, epsilon=epsilon)
     return result, 0
 
 

@@ -38,6 +38,11 @@ def check_search(task: Task, config: RunConfig) -> None:
             "--tune.max_trials needs a space to search; write tune.space in a recipe, or give one such as "
             "--tune.space.train.learning_rate.log '[1e-5, 1e-2]'."
         )
+    if config.dp.is_private and config.dp.max_epsilon is not None:
+        raise UsageError(
+            "--dp.max_epsilon ends a run early, and the trials of a private search must all cost the same; give "
+            "--dp.target_epsilon, which is for the search as a whole."
+        )
     parameters(task, config)
 
 

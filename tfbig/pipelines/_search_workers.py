@@ -81,7 +81,7 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
     from tfbig.pipelines._search_space import check_search
     from tfbig.training.conflicts import check_conflicts
 
-    module = job if "." in job else _job_module(job)
+    module = job if "." in job else job_module(job)
     task = _task(module)
     config = parse(task, words)
     check_conflicts(config)
@@ -91,7 +91,7 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
             "launch --tune starts a search; give --tune.max_trials 20 and a space with it, or a recipe such as "
             "--config digits_search, and no --dry_run."
         )
-    devices = _devices(num_workers)
+    devices = devices_of_workers(num_workers)
     with held(task, config) as (run_directory, finished):
         if finished is not None:
             from json import dumps
@@ -103,7 +103,7 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
         return _supervised(workers, run_directory.path / "trials" / JOURNAL)
 
 
-def _job_module(job: str) -> str:
+def job_module(job: str) -> str:
     """A job of one's own lies in the folder that one is in, as `python -m` finds it."""
     jobs = [path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "job"]
     if job in jobs:
@@ -125,7 +125,7 @@ def _task(module: str) -> Task:
     return task
 
 
-def _devices(num_workers: int) -> list[dict[str, str]]:
+def devices_of_workers(num_workers: int) -> list[dict[str, str]]:
     """What each worker finds in its environment: a GPU of its own where there are some, else its share of the cores."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
+from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._export import export_version
+from tfbig.pipelines._workers import chiefs_private_state, refuse_other_data_than_chiefs
+from tfbig.team import Team
 from tfbig.training.run_directory import RunDirectory, now
 from tfbig.training.task import Task
 
@@ -31,7 +34,12 @@ Outcome: TypeAlias = tuple[dict[str, object], int]
 
 @contextlib.contextmanager
 def trained(
-    task: Task, config: RunConfig, run_directory: RunDirectory, splits: Splits | None = None
+    task: Task,
+    config: RunConfig,
+    run_directory: RunDirectory,
+    splits: Splits | None = None,
+    *,
+    team: Team | None = None,
 ) -> Iterator[tuple[Assembly, Ledger]]:
     """Trains a run to its end, from wherever it stopped; inside the block is its runtime.
 
@@ -40,6 +48,7 @@ def trained(
         config: Everything about it, free of conflicts.
         run_directory: Its folder, locked.
         splits: The data where it is loaded already.
+        team: The workers that train it together, each of which calls this; by default this process alone.
 
     Yields:
         The assembly, whose network holds the weights to use, and where the run ended.
@@ -52,27 +61,35 @@ def trained(
     from tfbig.training.environment import describe
     from tfbig.training.fit import begin_anew, fit
 
-    settings = config.runtime
+    written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory)
+    splits = splits or loaded
+    settings, team = config.runtime, team or Team()
     with runtime(
         strategy=settings.strategy,
         precision=settings.precision,
         seed=settings.seed,
         exact_float32=config.dp.is_private,
+        team=team,
     ) as strategy:
         # A private run that goes on draws with the secret that it began with.
-        goes_on = config.dp.is_private and config.resume != "never"
+        goes_on = config.dp.is_private and config.resume != "never" and team.is_chief
         state = private_state.read(run_directory.checkpoints) if goes_on else None
-        assembly = assemble(task, config, splits or task.load(config), strategy, state)
+        state = chiefs_private_state(config, state, team)
+        splits = splits or task.load(config)
+        refuse_other_data_than_chiefs(splits.manifest, team)
+        assembly = assemble(task, config, splits, strategy, state)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
-        if config.resume == "never":
+        if choice is not None:
+            environment[_choice.NAME] = choice.record()
+        if config.resume == "never" and team.is_chief:
             begin_anew(assembly, config, run_directory)
         run_directory.update_status("running")
         refuse_other_data(assembly.splits.manifest, run_directory)
-        run_directory.write_text("config.yaml", to_yaml(task, config))
+        run_directory.write_text("config.yaml", to_yaml(task, written))
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
-        yield assembly, fit(assembly, config, run_directory)
+        yield assembly, fit(assembly, config, run_directory, team=team)
 
 
 def conclude(

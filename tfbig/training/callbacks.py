@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.errors import DivergedError, Interrupted
+from tfbig.team import Team
 from tfbig.training import checkpoints
 from tfbig.training.checkpoints import Checkpoint
 from tfbig.training.learner import NEVER
@@ -283,12 +284,21 @@ class Saver(keras.callbacks.Callback):
         guard: Looked at first, so that no diverged weights are kept.
         signals: Asks to stop.
         every_s: Seconds between checkpoints within an epoch.
+        team: All workers save and stop at the same step, which the chief names: each has a part of what is saved.
     """
 
     def __init__(
-        self, write: Callable[[], None], ledger: Ledger, guard: DivergenceGuard, signals: Signals, *, every_s: float
+        self,
+        write: Callable[[], None],
+        ledger: Ledger,
+        guard: DivergenceGuard,
+        signals: Signals,
+        *,
+        every_s: float,
+        team: Team | None = None,
     ) -> None:
         super().__init__()
+        self._team = team or Team()
         self._write, self._ledger, self._guard, self._signals = write, ledger, guard, signals
         self._every_s, self._saved_at = every_s, time.monotonic()
 
@@ -296,14 +306,16 @@ class Saver(keras.callbacks.Callback):
         """Saves where it is time, or where the run is to stop."""
         if self._ledger.step == self._ledger.steps_per_epoch:
             return
-        if self._signals.received is not None or time.monotonic() - self._saved_at >= self._every_s:
+        is_due = time.monotonic() - self._saved_at >= self._every_s
+        decided = self._decide(is_due)
+        if decided["save"]:
             self.save()
-        self._stop_if_asked()
+        self._stop_if_asked(decided)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Saves, and stops where a signal came meanwhile."""
         self.save()
-        self._stop_if_asked()
+        self._stop_if_asked(self._decide(is_due=False))
 
     def save(self) -> None:
         """Writes a checkpoint, unless the run has diverged."""
@@ -311,6 +323,13 @@ class Saver(keras.callbacks.Callback):
         self._write()
         self._saved_at = time.monotonic()
 
-    def _stop_if_asked(self) -> None:
-        if self._signals.received is not None:
+    def _decide(self, is_due: bool) -> Mapping[str, object]:
+        is_asked = self._signals.received is not None
+        if is_asked:
+            self._team.ask_to_stop()
+        stop = is_asked or self._team.is_asked_to_stop
+        return self._team.decide({"save": is_due or stop, "stop": stop})
+
+    def _stop_if_asked(self, decided: Mapping[str, object]) -> None:
+        if decided["stop"]:
             raise Interrupted("Stopped on request with everything saved; the same command goes on from here.")

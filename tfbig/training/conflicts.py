@@ -54,8 +54,13 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], bool], str], ...] = (
         "a step; take augmentations of single pictures, such as flip,crop.",
     ),
     (
-        lambda c: c.runtime.jit_compile and c.runtime.strategy == "mirrored",
+        lambda c: c.runtime.jit_compile is True and c.runtime.strategy == "mirrored",
         "--runtime.jit_compile does not work under --runtime.strategy mirrored on several CPU devices; leave one out.",
+    ),
+    (
+        lambda c: c.tune.is_search and "auto" in (c.runtime.precision, c.runtime.jit_compile),
+        "--runtime.precision auto and --runtime.jit_compile auto would time each trial of a search, so trials would "
+        "not be alike; leave them out, or give what a run of its own chose (choice in its environment.json).",
     ),
     (
         lambda c: not c.dp.is_private and c.dp != DpConfig(),

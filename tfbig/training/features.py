@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.splits import IndexPlan, Split, batches
+from tfbig.training.distribution import is_over_workers
 from tfbig.training.feature_cache import FeatureCache
 from tfbig.training.feature_key import Origin, feature_key
 
@@ -117,9 +118,16 @@ def _computed(trunk: keras.Model, split: Split, batch_size: int) -> Iterator[np.
     """
     plan = IndexPlan(len(split), batch_size, shuffle=False)
     dataset = batches(split, plan).map(lambda x, y, weight: x)
-    trunk.make_predict_function()
-    missing = len(split)
-    for x in trunk.distribute_strategy.experimental_distribute_dataset(dataset):
-        rows = np.asarray(trunk.predict_function([x]), np.float32)[:missing]
+    strategy, missing = trunk.distribute_strategy, len(split)
+    if is_over_workers(strategy):
+        # Each worker for itself, and by itself: what one of them finds in its cache, another may have to compute.
+        alone = tf.function(lambda x: strategy.run(trunk, args=(x,), kwargs={"training": False}), reduce_retracing=True)
+        computed = (strategy.experimental_local_results(alone(x))[0] for x in dataset)
+    else:
+        trunk.make_predict_function()
+        distributed = strategy.experimental_distribute_dataset(dataset)
+        computed = (trunk.predict_function([x]) for x in distributed)
+    for outputs in computed:
+        rows = np.asarray(outputs, np.float32)[:missing]
         missing -= len(rows)
         yield rows

@@ -11,13 +11,17 @@ import logging
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfbig.config import RunConfig, flatten
 from tfbig.data.sources import resolved
 from tfbig.data.splits import IndexPlan, batches
 from tfbig.errors import EnvironmentFault, TfbigError, UsageError
+from tfbig.team import Team
 from tfbig.training import callbacks, checkpoints, private_state
 from tfbig.training.assembly import Assembly, monitor_of
+from tfbig.training.callback_list import StepCallbacks
+from tfbig.training.distribution import fed
 from tfbig.training.privacy import NOT_PRIVATE, BudgetGuard, BudgetSpent, Privacy, PrivacyMeter
 from tfbig.training.progress import progress
 from tfbig.training.run_directory import RunDirectory
@@ -29,13 +33,17 @@ log = logging.getLogger(__name__)
 _BEST = "best.npz"
 
 
-def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.Ledger:
+def fit(
+    assembly: Assembly, config: RunConfig, run: RunDirectory, *, team: Team | None = None
+) -> callbacks.Ledger:
     """Trains to the end, going on from the run's last checkpoint where there is one.
 
     Args:
         assembly: From `assemble`. Its network holds the weights to use afterwards.
         config: What it was assembled from.
         run: The run's folder, locked.
+        team: The workers that call it together; only the chief's network holds the weights to use afterwards where
+            they are those of the best epoch, and only the chief keeps a private run's promise and budget.
 
     Returns:
         Where the run ended, and the figures of each epoch.
@@ -43,26 +51,32 @@ def fit(assembly: Assembly, config: RunConfig, run: RunDirectory) -> callbacks.L
     Raises:
         DivergedError: The loss is no longer finite.
         Interrupted: A signal asked to stop; the state is saved.
+        WorkerLost: Another worker is gone.
     """
+    team = team or Team()
     ledger = callbacks.Ledger(steps_per_epoch=assembly.plan.steps_per_epoch)
     privacy = assembly.privacy
     monitor = monitor_of(assembly.objective, config, has_validation=assembly.validation is not None)
     average = _average(assembly, config)
-    state = RunState(assembly.learner, ledger, average, run.checkpoints)
+    state = RunState(assembly.learner, ledger, average, run.checkpoints, team)
     state.restore()
     run.write_history(ledger.history)
     is_spent = privacy is not None and privacy.is_spent(ledger.global_step)
     try:
         if ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history) and not is_spent:
-            if privacy is not None:
+            if privacy is not None and team.is_chief:
                 _begin_privately(privacy, assembly, config, run, has_begun=ledger.global_step > 0)
+            # The others step only once the budget is charged.
+            team.decide({})
             run.update_status("running")
-            _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state)
+            _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state, team=team)
     except BudgetSpent as stop:
         log.warning("%s", stop)
     finally:
-        if privacy is not None and ledger.global_step:
+        if privacy is not None and team.is_chief and ledger.global_step:
             _write_promise(privacy, config, run, ledger.global_step)
+    if not team.is_chief:
+        return ledger
     if privacy is not None:
         _end_privately(privacy, config, run, ledger.global_step)
     _use_final_weights(assembly, config, run, average, has_epoch=bool(ledger.history))
@@ -124,45 +138,52 @@ def _train(
     monitor: callbacks.Monitor,
     average: callbacks.MovingAverage | None,
     state: RunState,
+    team: Team,
 ) -> None:
     """Runs Keras's fit: once for the rest of a half-done epoch, once for all whole ones."""
     learner, signals = assembly.learner, callbacks.Signals()
     guard = callbacks.DivergenceGuard(is_private=assembly.privacy is not None)
-    board = _tensorboard(assembly, config, run, ledger)
     meter = None if assembly.privacy is None else PrivacyMeter(assembly.privacy, ledger)
-    bar = progress(ledger, num_epochs=config.train.epochs, live=meter.figures if meter else dict)
     chain: list[keras.callbacks.Callback] = [guard, *([meter] if meter else [])]
     chain.append(callbacks.Progression(ledger, monitor, run))
     if average is not None:
         chain.append(average)
-    if config.train.keep == "best" and assembly.validation is not None:
+    if config.train.keep == "best" and assembly.validation is not None and team.is_chief:
         best = run.checkpoints / _BEST
         chain.append(callbacks.KeepBest(learner.network, ledger, monitor, best, average))
 
     def save() -> None:
-        if assembly.privacy is not None:
+        if assembly.privacy is not None and team.is_chief:
             # First, so that no checkpoint is ever of more steps than dp.json counts.
             _write_promise(assembly.privacy, config, run, ledger.global_step)
         state.save()
 
-    saver = callbacks.Saver(save, ledger, guard, signals, every_s=config.train.checkpoint_every_s)
-    chain += [bar, board, state, saver]
+    saver = callbacks.Saver(save, ledger, guard, signals, every_s=config.train.checkpoint_every_s, team=team)
+    shown = _shown(assembly, config, run, ledger, meter) if team.is_chief else []
+    chain += [*shown, state, saver]
     if assembly.privacy is not None:
         chain.append(BudgetGuard(assembly.privacy, ledger, saver))
 
     validation = None
     if assembly.validation is not None:
         whole = IndexPlan(len(assembly.validation), assembly.physical_batch_size, shuffle=False)
-        validation = batches(assembly.validation, whole)
-    with signals.caught(), contextlib.closing(bar), contextlib.closing(board):
-        board.open()
+        validation = fed(learner.distribute_strategy, assembly.validation, whole)
+    with signals.caught(), contextlib.ExitStack() as stack:
+        for callback in shown:
+            stack.enter_context(contextlib.closing(callback))
         while ledger.epoch < config.train.epochs and not monitor.is_over(ledger.history):
             learner.fit(
-                batches(assembly.train, assembly.plan, position=ledger.position, augment=assembly.augment),
+                fed(
+                    learner.distribute_strategy,
+                    assembly.train,
+                    assembly.plan,
+                    position=ledger.position,
+                    augment=assembly.augment,
+                ),
                 initial_epoch=ledger.epoch,
                 epochs=ledger.epoch + 1 if ledger.step else config.train.epochs,
                 validation_data=validation,
-                callbacks=chain,
+                callbacks=StepCallbacks(chain, learner),
                 shuffle=False,
                 verbose=0,
             )
@@ -199,7 +220,7 @@ def _refuse_wrong_count(privacy: Privacy, assembly: Assembly) -> None:
 
 def _charge(privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDirectory, *, has_begun: bool) -> None:
     """Charges the dataset's budget, where there is one; a run that is charged already pays nothing again."""
-    path = _ledger_path(config)
+    path = ledger_path(config)
     if path is not None:
         privacy.charge(
             path,
@@ -213,18 +234,19 @@ def _charge(privacy: Privacy, assembly: Assembly, config: RunConfig, run: RunDir
 
 
 def _write_promise(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
-    run.write_json("dp.json", privacy.record(num_steps, ledger=_ledger_path(config)))
+    run.write_json("dp.json", privacy.record(num_steps, ledger=ledger_path(config)))
 
 
 def _end_privately(privacy: Privacy, config: RunConfig, run: RunDirectory, num_steps: int) -> None:
     """Gives back what the run did not spend of the dataset's budget, and erases its secret."""
-    path = _ledger_path(config)
+    path = ledger_path(config)
     if path is not None and privacy.state.secret is not None:
         privacy.settle(path, num_steps)
     private_state.write(run.checkpoints, dataclasses.replace(privacy.state, secret=None))
 
 
-def _ledger_path(config: RunConfig) -> Path | None:
+def ledger_path(config: RunConfig) -> Path | None:
+    """The file of the privacy budgets; None where there is none."""
     if not config.dp.ledger:
         return None
     try:
@@ -233,17 +255,34 @@ def _ledger_path(config: RunConfig) -> Path | None:
         raise UsageError(f"--dp.ledger {config.dp.ledger} names a home folder that does not exist here.") from error
 
 
+def _shown(
+    assembly: Assembly,
+    config: RunConfig,
+    run: RunDirectory,
+    ledger: callbacks.Ledger,
+    meter: PrivacyMeter | None,
+) -> list:
+    """What the user sees of the training; each is to be closed."""
+    bar = progress(ledger, num_epochs=config.train.epochs, live=meter.figures if meter else dict)
+    board = _tensorboard(assembly, config, run, ledger)
+    board.open()
+    return [bar, board]
+
+
 def _tensorboard(
     assembly: Assembly, config: RunConfig, run: RunDirectory, ledger: callbacks.Ledger
 ) -> TensorBoardLog:
     is_private = assembly.privacy is not None
-    first = batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)
+
+    def first_batch() -> tf.Tensor:
+        return next(iter(batches(assembly.splits.train, assembly.plan, augment=assembly.augment).take(1)))[0]
+
     return TensorBoardLog(
         run.tensorboard,
         ledger,
         hyperparameters=flatten(config),
         # Private examples are shown nowhere.
-        first_batch=None if is_private else next(iter(first))[0],
+        first_batch=None if is_private else first_batch,
         notice=NOT_PRIVATE if is_private else None,
         graph=assembly.network if config.train.log_graph else None,
         profile_steps=config.train.profile_steps,

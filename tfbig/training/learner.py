@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
 from tfbig.data.splits import Batch, Features
 from tfbig.gradients.rule import GradientRule, sum_over_replicas
 from tfbig.objectives.supervised import Objective
+from tfbig.training.distribution import step_function
 
 NEVER = -1
 
@@ -20,6 +23,9 @@ class Learner(keras.Model):
         objective: Gives one loss per example, and the metrics.
         rule: Turns the losses into gradients.
     """
+
+    train_function: Callable | None
+    test_function: Callable | None
 
     def __init__(self, network: keras.Model, objective: Objective, rule: GradientRule) -> None:
         super().__init__(name="learner")
@@ -38,6 +44,8 @@ class Learner(keras.Model):
             aggregation="only_first_replica",
         )
         self.built = True
+        self.train_function: Callable | None
+        self.test_function: Callable | None
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -67,6 +75,40 @@ class Learner(keras.Model):
         losses, outputs = self._losses(self.network, batch, training=False)
         return self._judge(batch, losses, outputs)
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes `train_function` of `train_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if force or self.train_function is None:
+                step, jit_compile = self.train_step, self.jit_compile
+                self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif not self._is_one_graph:
+            super().make_train_function(force)
+        elif force or self.train_function is None:
+            self.train_function = _from_iterator(self.train_step)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes `test_function` of `test_step`: Keras's way, or over several replicas our own."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if force or self.test_function is None:
+                step, jit_compile = self.test_step, self.jit_compile
+                self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
+        elif not self._is_one_graph:
+            super().make_test_function(force)
+        elif force or self.test_function is None:
+            self.test_function = _from_iterator(self.test_step)
+
+    def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
+        """Builds the optimizer, without a batch: Keras averages one over the replicas, and strings have no mean."""
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.network.trainable_variables)
+
+    @property
+    def _is_one_graph(self) -> bool:
+        """Whether a step needs no graph around it: neither for XLA nor for several devices."""
+        one_device = not tf.distribute.has_strategy() and self.distribute_strategy is tf.distribute.get_strategy()
+        return one_device and not (self.jit_compile or self.run_eagerly) and self.steps_per_execution == 1
+
     def _judge(self, batch: Batch, losses: tf.Tensor, outputs: tf.Tensor) -> dict[str, tf.Tensor]:
         self._loss.update_state(losses, sample_weight=batch.weight)
         for judge in self._judges:
@@ -78,3 +120,8 @@ class Learner(keras.Model):
         before = tf.convert_to_tensor(self.diverged_at)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         self.diverged_at.assign(tf.where((num_bad == 0) | (before != NEVER), before, step))
+
+
+def _from_iterator(step: Callable) -> Callable:
+    """A step as one graph. Keras calls the graph of a step from another, and each passes every variable."""
+    return tf.function(lambda iterator: step(iterator.get_next()), autograph=False, reduce_retracing=True)

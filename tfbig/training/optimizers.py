@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
-
-_OPTIMIZERS = {"adamw": keras.optimizers.AdamW, "sgd": keras.optimizers.SGD}
+import tensorflow as tf
 
 
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
@@ -41,6 +40,113 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "num_steps": self.num_steps, "warmup_steps": self.warmup_steps, "falls": self.falls}
 
 
+class _Fused(keras.optimizers.Optimizer):
+    """Updates a variable by one operation of TensorFlow's, where Keras takes about twenty.
+
+    The formulas are Keras's, and so are the names and shapes of what an optimizer remembers. A network of 200 variables
+    is traced and optimised in a fraction of the time, and a step reads each variable once. A mixin in front of a Keras
+    optimizer; what is the same for all variables of a step is computed once.
+
+    Args:
+        undecayed: Variables without weight decay.
+        slow: Variables whose learning rate, and so whose decay, is multiplied by `slow_scale`.
+        slow_scale: Above 0.
+        **settings: Of the Keras optimizer.
+    """
+
+    def __init__(
+        self,
+        *,
+        undecayed: Iterable[keras.Variable],
+        slow: Iterable[keras.Variable],
+        slow_scale: float,
+        **settings: object,
+    ) -> None:
+        super().__init__(**settings)
+        self._undecayed_ids = frozenset(id(variable) for variable in undecayed)
+        self._slow_ids = frozenset(id(variable) for variable in slow)
+        self._slow_scale = slow_scale
+
+    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
+        """Nothing: a variable decays in its own update."""
+
+    def _backend_update_step(
+        self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: tf.Tensor
+    ) -> None:
+        rate = tf.convert_to_tensor(learning_rate)
+        shared = (rate, rate * self._slow_scale, *self._shared())
+        super()._backend_update_step(grads, trainable_variables, shared)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tuple[tf.Tensor, ...]) -> None:
+        """Updates one variable; on several devices the part of it that lies on one.
+
+        Args:
+            gradient: Of the whole batch.
+            variable: TensorFlow's own.
+            learning_rate: What all variables of the step share: two rates, and what `_shared` gives.
+        """
+        index = self._get_variable_index(variable)
+        whole = id(self._trainable_variables[index])
+        rate, slow_rate, *shared = learning_rate
+        if whole in self._slow_ids:
+            rate = slow_rate
+        if self.weight_decay and whole not in self._undecayed_ids:
+            variable.assign_sub(variable * (rate * self.weight_decay))
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        self._update(variable, index, gradient, rate, *shared)
+
+
+class FusedAdamW(_Fused, keras.optimizers.AdamW):
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) by `ResourceApplyAdam`."""
+
+    def _shared(self) -> tuple[tf.Tensor, ...]:
+        beta1, beta2, epsilon = (tf.constant(value) for value in (self.beta_1, self.beta_2, self.epsilon))
+        step = tf.cast(self.iterations + 1, tf.float32)
+        return beta1, beta2, epsilon, tf.pow(beta1, step), tf.pow(beta2, step)
+
+    def _update(
+        self,
+        variable: tf.Variable,
+        index: int,
+        gradient: tf.Tensor,
+        rate: tf.Tensor,
+        beta1: tf.Tensor,
+        beta2: tf.Tensor,
+        epsilon: tf.Tensor,
+        beta1_power: tf.Tensor,
+        beta2_power: tf.Tensor,
+    ) -> None:
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=beta1_power,
+            beta2_power=beta2_power,
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            grad=gradient,
+        )
+
+
+class FusedSGD(_Fused, keras.optimizers.SGD):
+    """Gradient descent with momentum by `ResourceApplyKerasMomentum`."""
+
+    def _shared(self) -> tuple[tf.Tensor, ...]:
+        return (tf.constant(self.momentum),)
+
+    def _update(
+        self, variable: tf.Variable, index: int, gradient: tf.Tensor, rate: tf.Tensor, momentum: tf.Tensor
+    ) -> None:
+        if not self.momentum:
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+            return
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle, accum=self.momentums[index].value.handle, lr=rate, grad=gradient, momentum=momentum
+        )
+
+
 def make_optimizer(
     name: str,
     *,
@@ -65,36 +171,19 @@ def make_optimizer(
     Returns:
         A Keras optimizer, not yet built.
     """
-    base = _OPTIMIZERS[name]
     extra = {"momentum": momentum} if name == "sgd" else {}
-    undecayed, slow = list(undecayed), list(slow)
-    slow_ids = frozenset(id(variable) for variable in slow) if slow_scale != 1.0 else frozenset()
-
-    undecayed_ids = frozenset(id(variable) for variable in undecayed)
-
-    class Scaled(base):  # type: ignore[misc, valid-type]
-        """The optimizer, with a learning rate and a decay of their own for slow variables."""
-
-        def update_step(
-            self, gradient: keras.KerasTensor, variable: keras.Variable, learning_rate: keras.KerasTensor
-        ) -> None:
-            # TensorFlow hands over its own variable, on several devices a part of it; the index tells which it is.
-            whole = self._trainable_variables[self._get_variable_index(variable)]
-            if id(whole) not in slow_ids:
-                super().update_step(gradient, variable, learning_rate)
-                return
-            rate = learning_rate * slow_scale
-            if id(whole) not in undecayed_ids:
-                self.assign_sub(variable, variable * keras.ops.cast(rate * weight_decay, variable.dtype))
-            super().update_step(gradient, variable, rate)
-
-    optimizer = (Scaled if slow_ids else base)(
-        learning_rate=learning_rate, weight_decay=weight_decay, name=name, **extra
+    return _OPTIMIZERS[name](
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        name=name,
+        undecayed=undecayed,
+        slow=slow,
+        slow_scale=slow_scale,
+        **extra,
     )
-    if weight_decay:
-        # Slow variables decay in their own update.
-        optimizer.exclude_from_weight_decay(var_list=[*undecayed, *(slow if slow_ids else ())])
-    return optimizer
+
+
+_OPTIMIZERS = {"adamw": FusedAdamW, "sgd": FusedSGD}
 
 
 def without_decay(variables: Iterable[keras.Variable]) -> list[keras.Variable]:

@@ -50,6 +50,13 @@ class _Random(_Keyed, oracles.RandomSearchOracle):
     pass
 
 
+class _Independent(_Random):
+    """Never looks at what other trials have, so that each is an independent draw."""
+
+    def _duplicate(self, values: Mapping[str, Value]) -> bool:
+        return False
+
+
 class _Hyperband(_Keyed, oracles.HyperbandOracle):
     pass
 
@@ -71,10 +78,18 @@ class Oracle:
         max_trials: It is asked for at most so many.
         max_epochs: hyperband: epochs of the trials that are trained longest.
         seed: Of all draws, from 0.
+        may_repeat: random: whether two trials may have the same settings, as what a private search promises needs.
     """
 
     def __init__(
-        self, tuner: Tuner, space: Sequence[Parameter], *, max_trials: int, max_epochs: int, seed: int
+        self,
+        tuner: Tuner,
+        space: Sequence[Parameter],
+        *,
+        max_trials: int,
+        max_epochs: int,
+        seed: int,
+        may_repeat: bool = False,
     ) -> None:
         self._space = {parameter.name: parameter for parameter in space}
         shared = {
@@ -89,7 +104,8 @@ class Oracle:
         if tuner == "hyperband":
             self._oracle: _Keyed = _Hyperband(max_epochs=max_epochs, hyperband_iterations=0, **shared)
         else:
-            self._oracle = {"random": _Random, "bayesian": _Bayesian}[tuner](max_trials=max_trials, **shared)
+            random = _Independent if may_repeat else _Random
+            self._oracle = (random if tuner == "random" else _Bayesian)(max_trials=max_trials, **shared)
         self._oracle.verbose = 0
         self._asked: list = []
 

@@ -100,6 +100,20 @@ class RunDirectory:
             folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
 
 
+class UnwrittenRun(RunDirectory):
+    """The run directory of a worker that is not the chief: reads as an empty one, and is never written."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Does nothing."""
+
+    def read_json(self, name: str) -> dict[str, object]:
+        """Nothing."""
+        return {}
+
+    def clear(self) -> None:
+        """Does nothing."""
+
+
 @contextlib.contextmanager
 def open_run(path: Path) -> Iterator[RunDirectory]:
     """Makes the folder where it is missing, and holds it for this process.

@@ -6,12 +6,11 @@ The scalars are rewritten from the ledger when a run goes on, so a resumed run h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
 import tensorflow as tf
-from tensorboard.plugins.hparams import api as hparams
 
 from tfbig.training.callbacks import Ledger
 
@@ -25,7 +24,8 @@ class TensorBoardLog(keras.callbacks.Callback):
         folder: The log directory.
         ledger: Gives the figures of the epochs so far.
         hyperparameters: Dotted flag -> number, string or bool.
-        first_batch: (B, ...) features of the first step, shown where they are pictures (B, H, W, 1 or 3) in [0, 1].
+        first_batch: Gives the (B, ...) features of the run's first step, shown where they are pictures (B, H, W, 1 or
+            3) in [0, 1]. Asked after a step, for which nobody should wait longer.
         notice: Said beside the figures; None for nothing.
         graph: Network whose graph is written.
         profile_steps: First and last global step to profile.
@@ -37,7 +37,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         ledger: Ledger,
         *,
         hyperparameters: Mapping[str, str | float | bool],
-        first_batch: tf.Tensor | None = None,
+        first_batch: Callable[[], tf.Tensor] | None = None,
         notice: str | None = None,
         graph: keras.Model | None = None,
         profile_steps: tuple[int, int] | None = None,
@@ -51,13 +51,13 @@ class TensorBoardLog(keras.callbacks.Callback):
 
     def open(self) -> None:
         """Starts the log anew from the ledger."""
+        from tensorboard.plugins.hparams import api as hparams
+
         for name in ("train", "validation"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
             self._writers[name] = tf.summary.create_file_writer(str(self._folder / name))
         with self._writers["train"].as_default(step=0):
             hparams.hparams(dict(self._hyperparameters))
-            if self._first_batch is not None and _are_pictures(self._first_batch):
-                tf.summary.image("first_batch", self._first_batch, max_outputs=_NUM_PICTURES)
             if self._notice is not None:
                 tf.summary.text("notice", self._notice)
             if self._graph is not None:
@@ -74,7 +74,12 @@ class TensorBoardLog(keras.callbacks.Callback):
             self._profiling = True
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Stops the profile."""
+        """Shows the first batch, and stops the profile."""
+        if self._first_batch is not None:
+            pictures, self._first_batch = self._first_batch(), None
+            if _are_pictures(pictures):
+                with self._writers["train"].as_default(step=0):
+                    tf.summary.image("first_batch", pictures, max_outputs=_NUM_PICTURES)
         if self._profiling and self._profile_steps and self._ledger.global_step > self._profile_steps[1]:
             self._stop_profile()
 
@@ -122,6 +127,8 @@ def write_trial(folder: Path, name: str, values: Mapping[str, object], figures: 
         values: Dotted flag -> value, as far as they are searched.
         figures: Name -> what the trial reached.
     """
+    from tensorboard.plugins.hparams import api as hparams
+
     own = folder / "trials" / name
     # A worker that was killed may have written it before.
     shutil.rmtree(own, ignore_errors=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -71,6 +71,7 @@ class Trials:
         max_trials: At most so many; fewer where the space has no more.
         max_epochs: hyperband: epochs of the trials that are trained longest.
         seed: Of all draws.
+        may_repeat: random: whether two trials may have the same settings.
     """
 
     def __init__(
@@ -82,10 +83,13 @@ class Trials:
         max_trials: int,
         max_epochs: int,
         seed: int,
+        may_repeat: bool = False,
     ) -> None:
         self.folder, self.max_trials = folder, max_trials
         self._journal = Journal(folder)
-        self._oracle = Oracle(tuner, space, max_trials=max_trials, max_epochs=max_epochs, seed=seed)
+        self._oracle = Oracle(
+            tuner, space, max_trials=max_trials, max_epochs=max_epochs, seed=seed, may_repeat=may_repeat
+        )
         self.all: list[Trial] = []
 
     def begin(self, held: contextlib.ExitStack, poll_s: float = 0.2) -> tuple[Trial, RunDirectory] | None:
@@ -147,6 +151,8 @@ class Trials:
 
     def _note(self, entry: dict) -> None:
         """Brings memory and oracle to what a line says."""
+        if entry["event"] == "plan":
+            return
         number = entry["trial"]
         if entry["event"] == "new":
             if number == self._oracle.num_asked and self._oracle.ask(entry["values"]) != entry["values"]:
@@ -203,6 +209,28 @@ _OTHER_SEARCH = (
     "The journal in {} is of another search, or was written with another version of KerasTuner or tfbig; search anew "
     "with --resume never."
 )
+
+
+def planned(folder: Path, draw: Callable[[], dict[str, object]]) -> dict:
+    """What was decided before the first trial of a search, by whichever of its processes came first.
+
+    Args:
+        folder: Of the trials.
+        draw: Decides it, where nobody has.
+
+    Raises:
+        UsageError: The search in the folder began without.
+    """
+    journal = Journal(folder)
+    with journal.locked():
+        lines = journal.news()
+        if not lines:
+            plan = draw()
+            journal.add({"event": "plan", "plan": plan})
+            return plan
+        if lines[0]["event"] != "plan":
+            raise UsageError(_OTHER_SEARCH.format(folder))
+        return lines[0]["plan"]
 
 
 def last_step(run: RunDirectory) -> int:

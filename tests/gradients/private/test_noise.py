@@ -60,6 +60,19 @@ def _assert_nothing_shared(tensors: dict[tuple[int, ...], np.ndarray]) -> None:
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.85
 
 
+def test_variables_of_any_size_share_no_draw() -> None:
+    """Small ones are drawn together, here in two draws of one size and another, and large ones by themselves."""
+    shapes = [*[(2**13,)] * 8, (2**14,), *[(2**13,)] * 24, (128, 128), (), (7, 3)]
+    drawn = GaussianNoise(SECRET)(shapes, tf.constant(3))
+    assert [tuple(tensor.shape) for tensor in drawn] == shapes
+    numbers = np.concatenate([tensor.numpy().ravel() for tensor in drawn])
+    # Some of the many float32 numbers meet by chance; those of a shared stream would all meet.
+    assert len(numbers) - len(np.unique(numbers)) < 0.01 * len(numbers)
+    again = GaussianNoise(SECRET)(shapes, tf.constant(3))
+    for one, other in zip(drawn, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # Every bit of a step counts: a generator that drops some repeats its noise.
 STEPS = (0, *(2**bit for bit in range((MAX_STEPS - 1).bit_length())), MAX_STEPS - 1)
 

@@ -14,13 +14,17 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import get_args
-
-import dp_accounting
-from dp_accounting import pld, rdp
+from typing import TYPE_CHECKING, get_args
 
 from tfbig.errors import UsageError
 from tfbig.gradients.private.mechanism import Accountant, Mechanism, Noise, Sampling
+from tfbig.startup import deferred
+
+if TYPE_CHECKING:
+    import dp_accounting
+else:
+    # It brings SciPy, and most runs are not private.
+    dp_accounting = deferred("dp_accounting")
 
 MAX_EPSILON = 1e6  # Above it inf is reported: no reader learns more from the digits, and PLD's grids overflow.
 _MAX_TARGET = 1000.0
@@ -28,7 +32,6 @@ _MAX_NOISE_MULTIPLIER = 1e6
 _MIN_PLD_DELTA = 1e-12  # PLD cuts tails off at 1e-15 a composition; near that its epsilon jumps to inf.
 _FINEST_GRID = 1e-4  # dp-accounting's own default.
 _COARSE = 4  # How much wider the grid is while searching: a quarter of the time, 0.3 % more epsilon at most.
-_RELATION = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
 _NO_TREES_IN_PLD = "The pld accountant does not know tree noise, which is analysed with RDP; use accountant rdp."
 
 
@@ -66,7 +69,7 @@ def pld_grid(mechanism: Mechanism, num_steps: int, *, delta: float) -> float:
 
 def accountant_for(events: Sequence[dp_accounting.DpEvent]) -> Accountant:
     """The tightest accountant that knows all of the events: `pld`, or `rdp` where there is tree noise."""
-    return "pld" if all(pld.PLDAccountant(_RELATION).supports(event) for event in events) else "rdp"
+    return "pld" if all(dp_accounting.pld.PLDAccountant(_relation()).supports(event) for event in events) else "rdp"
 
 
 def composed_epsilon(events: Sequence[dp_accounting.DpEvent], *, delta: float, accountant: Accountant) -> float:
@@ -147,11 +150,11 @@ def calibrate(
     floor = 2 * math.log(1 / delta) / 1023
     found: float | None
     if accountant == "rdp":
-        found = _least_sigma(spent("rdp", 1), target_epsilon, guess=1.0, least_share=0.998)
+        found = least_sigma(spent("rdp", 1), target_epsilon, guess=1.0, least_share=0.998)
     else:
-        found = _least_sigma(spent("rdp", 1), max(target_epsilon, floor), guess=1.0, least_share=0.9) or 1.0
-        found = _least_sigma(spent("pld", _COARSE), target_epsilon, guess=found, least_share=0.996) or found
-        found = _least_sigma(spent("pld", 1), target_epsilon, guess=found, least_share=0.991)
+        found = least_sigma(spent("rdp", 1), max(target_epsilon, floor), guess=1.0, least_share=0.9) or 1.0
+        found = least_sigma(spent("pld", _COARSE), target_epsilon, guess=found, least_share=0.996) or found
+        found = least_sigma(spent("pld", 1), target_epsilon, guess=found, least_share=0.991)
     if found is None:
         raise UsageError(
             f"No noise multiplier up to {_MAX_NOISE_MULTIPLIER:g} keeps {num_steps} steps within epsilon "
@@ -258,7 +261,7 @@ def _epsilon(
     if accountant == "rdp":
         return rough
     grid = grid_interval(rough, sum(count for _, count in counts)) * coarseness
-    return float(pld.PLDAccountant(_RELATION, grid).compose(event).get_epsilon(delta))
+    return float(dp_accounting.pld.PLDAccountant(_relation(), grid).compose(event).get_epsilon(delta))
 
 
 def grid_interval(rough_epsilon: float, num_compositions: int) -> float:
@@ -277,9 +280,14 @@ def grid_interval(rough_epsilon: float, num_compositions: int) -> float:
     return next(digit * power for digit in (5, 2, 1) if digit * power <= widest or digit == 1)
 
 
+def _relation() -> dp_accounting.NeighboringRelation:
+    return dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+
+
 def _rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
     with _without_order_warnings():
-        return float(rdp.RdpAccountant(neighboring_relation=_RELATION).compose(event).get_epsilon(delta))
+        accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=_relation())
+        return float(accountant.compose(event).get_epsilon(delta))
 
 
 @contextlib.contextmanager
@@ -297,8 +305,18 @@ def _without_order_warnings() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def _least_sigma(spent: Callable[[float], float], target: float, *, guess: float, least_share: float) -> float | None:
-    """A sigma with five digits whose epsilon is at most `target` and, within 60 tries, above `least_share` of it."""
+def least_sigma(spent: Callable[[float], float], target: float, *, guess: float, least_share: float) -> float | None:
+    """A sigma with five digits whose epsilon is at most `target` and, within 60 tries, above `least_share` of it.
+
+    Args:
+        spent: Sigma -> epsilon, falling.
+        target: Above 0.
+        guess: Where to begin, above 0.
+        least_share: Of the target, below 1.
+
+    Returns:
+        None where no sigma up to 1e6 is enough.
+    """
     low = high = _rounded_up(guess)
     at_low = at_high = spent(high)
     if least_share * target < at_high <= target:

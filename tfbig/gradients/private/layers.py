@@ -28,7 +28,7 @@ from tfbig.gradients.private.contributions import (
 )
 from tfbig.gradients.private.convolutions import ConvolutionKernel, Window, depthwise_gradients
 from tfbig.gradients.private.replay import replayed
-from tfbig.networks.fused import FORMS
+from tfbig.networks.fused import FORMS, normalised
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -251,14 +251,13 @@ def _layer_normalization(layer: keras.layers.LayerNormalization, calls: Sequence
     axes = sorted(axis % rank for axis in layer.axis)
 
     def scale_gradients(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-        # The very operations of the layer, so that TensorFlow computes them once.
+        if axes == [rank - 1]:
+            # The very operations of the layer's gradient, so that TensorFlow computes them once.
+            normed, _ = normalised(x, layer.epsilon)
+            return tf.reduce_sum(g * normed, range(1, rank - 1))
         mean, variance = ops.moments(x, axes=axes, keepdims=True)
-        deviation = ops.rsqrt(variance + layer.epsilon)
-        if axes != [rank - 1]:
-            return tf.reduce_sum(g * (x - mean) * deviation, [axis for axis in range(1, rank) if axis not in axes])
-        # Two products with the positions' statistics read less memory than normalising again.
-        of_x, of_mean = (tf.reshape(t, [-1, 1, math.prod(x.shape[1:-1])]) for t in (deviation, mean * deviation))
-        return tf.squeeze(tf.matmul(of_x, by_position(g * x)) - tf.matmul(of_mean, by_position(g)), 1)
+        normed = (x - mean) * ops.rsqrt(variance + layer.epsilon)
+        return tf.reduce_sum(g * normed, [axis for axis in range(1, rank) if axis not in axes])
 
     return _scale_and_offset(layer, calls, scale_gradients, axes)
 

@@ -81,6 +81,7 @@ class BudgetLedger:
         limit_epsilon: float | None,
         limit_delta: float | None,
         already_charged: bool = False,
+        mean_trials: float | None = None,
     ) -> Balance:
         """Charges a run before it starts; a run that is charged already (a resume) only for the steps it lacks.
 
@@ -96,6 +97,8 @@ class BudgetLedger:
             limit_epsilon: The dataset's budget, above 0; it must be given at the first charge and may not change.
             limit_delta: The delta at which runs are composed, above 0 and below 1; as `limit_epsilon`.
             already_charged: The run has been charged in this ledger before: its charge must be there.
+            mean_trials: Of a search whose number of trials is drawn at random, and that releases the best alone: its
+                mean; `num_steps` are then of one trial.
 
         Returns:
             The balance with this run in it.
@@ -109,7 +112,7 @@ class BudgetLedger:
             raise ValueError(
                 f"A charge needs a run, a dataset and steps, got {run_id!r} in {run_dir!r}, {dataset!r}, {num_steps}."
             )
-        asked = Charge(run_id, run_dir, mechanism, num_steps, 0, _now())
+        asked = Charge(run_id, run_dir, mechanism, num_steps, 0, _now(), mean_trials)
         with self._file.locked() as content:
             budgets = content.read(must_exist=already_charged)
             _refuse_other_dataset(budgets, run_id, dataset, fingerprint)
@@ -193,7 +196,7 @@ class BudgetLedger:
 
 
 def _balance(budget: DatasetBudget) -> Balance:
-    events = [charge.mechanism.event(charge.num_steps) for charge in budget.charges]
+    events = [charge.event for charge in budget.charges]
     accountant = accountant_for(events)
     shuffled = any(charge.mechanism.adjacency == "replace_special" for charge in budget.charges)
     return Balance(
@@ -210,7 +213,7 @@ def _updated(charged: Charge | None, asked: Charge) -> Charge:
     """The charge of a run that asks again: of the steps that it was charged for and asks, the more."""
     if charged is None:
         return asked
-    if charged.mechanism != asked.mechanism:
+    if charged.mechanism != asked.mechanism or charged.mean_trials != asked.mean_trials:
         raise UsageError(
             f"Run {asked.run_id} is charged in the privacy ledger as {_settings(charged.mechanism)}, but goes on with "
             f"{_settings(asked.mechanism)}; resume it with its own settings, or start a new run."
@@ -270,7 +273,7 @@ def _merged(same: Sequence[DatasetBudget], dataset: str, fingerprint: str, limit
 
 def _over_limit(before: DatasetBudget, after: Balance, asked: Charge, path: Path) -> str:
     spent = _balance(before)
-    own = asked.mechanism.event(asked.num_steps)
+    own = asked.event
     alone = composed_epsilon([own], delta=after.delta, accountant=accountant_for([own]))
     return (
         f"The privacy budget of {before.sources[0]} does not allow this run: {epsilon_in_words(spent.spent_epsilon)} "

@@ -3,7 +3,7 @@
     {"format": "tfbig-privacy-ledger-1", "datasets": [
         {"sources": [...], "fingerprints": [...], "limit_epsilon": 8.0, "limit_delta": 1e-05, "charges": [
             {"run_id", "run_dir", "started", "num_steps", "num_steps_done", "noise_multiplier", "num_examples",
-             "batch_size", "sampling", "noise"}]}]}
+             "batch_size", "sampling", "noise", and of a search "mean_trials"}]}]}
 
 Nothing is taken on trust: unknown or repeated keys, numbers out of range, NaN and runs that are charged twice are
 refused, since a ledger that is read wrongly grants privacy that is already spent. In the tree: below
@@ -16,9 +16,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tfbig.gradients.private.mechanism import Mechanism, Noise, Sampling
+from tfbig.gradients.private.selection import Selection
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 _FORMAT = "tfbig-privacy-ledger-1"
 _MECHANISM = tuple(field.name for field in dataclasses.fields(Mechanism))
@@ -35,6 +39,7 @@ class Charge:
         num_steps: Steps that count: those planned, or those taken once it is settled.
         num_steps_done: Steps that it is known to have taken; the charge never falls below them.
         started: When it was first charged, ISO, UTC.
+        mean_trials: Of a search whose number of trials was drawn at random, its mean; the steps are then of one trial.
     """
 
     run_id: str
@@ -43,6 +48,14 @@ class Charge:
     num_steps: int
     num_steps_done: int
     started: str
+    mean_trials: float | None = None
+
+    @property
+    def event(self) -> DpEvent:
+        """In dp-accounting's terms."""
+        if self.mean_trials is None:
+            return self.mechanism.event(self.num_steps)
+        return Selection(self.mechanism, self.num_steps, self.mean_trials).event
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ def _as_json(budget: DatasetBudget) -> dict[str, object]:
             "num_steps": charge.num_steps,
             "num_steps_done": charge.num_steps_done,
             **dataclasses.asdict(charge.mechanism),
+            **({} if charge.mean_trials is None else {"mean_trials": charge.mean_trials}),
         }
         for charge in budget.charges
     ]
@@ -148,7 +162,8 @@ def _budget(value: object, where: str) -> DatasetBudget:
 
 def _charge(value: object, where: str) -> Charge:
     own = ("run_id", "run_dir", "started", "num_steps", "num_steps_done")
-    entry = _object(value, (*own, *_MECHANISM), where)
+    is_search = isinstance(value, dict) and "mean_trials" in value
+    entry = _object(value, (*own, *_MECHANISM, *(("mean_trials",) if is_search else ())), where)
     charge = Charge(
         run_id=_text(entry["run_id"], f"{where}: run_id"),
         run_dir=_text(entry["run_dir"], f"{where}: run_dir"),
@@ -163,6 +178,10 @@ def _charge(value: object, where: str) -> Charge:
             noise=cast(Noise, _text(entry["noise"], f"{where}: noise")),
         ),
     )
+    if is_search:
+        charge = dataclasses.replace(charge, mean_trials=_number(entry["mean_trials"], f"{where}: mean_trials"))
+        if charge.mean_trials is not None and charge.mean_trials < 1:
+            raise ValueError(f"{where}: mean_trials must be at least 1")
     if charge.num_steps_done > charge.num_steps:
         raise ValueError(f"{where}: more steps are done than charged")
     return charge

@@ -16,11 +16,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
-
-import dp_accounting
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from tfbig.errors import UsageError
+from tfbig.startup import deferred
+
+if TYPE_CHECKING:
+    import dp_accounting
+else:
+    # It brings SciPy, and most runs are not private.
+    dp_accounting = deferred("dp_accounting")
 
 Accountant: TypeAlias = Literal["pld", "rdp"]
 Adjacency: TypeAlias = Literal["add_or_remove_one", "replace_special"]

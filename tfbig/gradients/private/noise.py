@@ -5,9 +5,9 @@ follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used
 
 Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under
 a key made of the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and
-the position within a draw into the lower. A resumed run draws for each step what the interrupted one drew, or
-would have drawn, with XLA and without. What the generator and floating-point numbers do not protect from is in
-docs/privacy.md.
+the position within a draw into the lower. Small variables are drawn together, under the first one's number. A resumed
+run draws for each step what the interrupted one drew, or would have drawn, with XLA and without. What the generator and
+floating-point numbers do not protect from is in docs/privacy.md.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _REPLICA_BITS, _VARIABLE_BITS = 10, 18
 MAX_STEPS = 2 ** (63 - _REPLICA_BITS - _VARIABLE_BITS)
 _KEY_MASK = 2**63 - 1
 _PHILOX = 1
+# Elements: variables below the first are drawn together, up to the second, which spares most of the graph's operations.
+_SMALL, _TOGETHER = 2**14, 2**17
 
 
 class Noise(Protocol):
@@ -105,8 +107,32 @@ def _draws(key: int, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[t
     replica = 0 if context is None else context.replica_id_in_sync_group
     _refuse_overlap(len(shapes), num_replicas, tf.get_static_value(step))
     code = step * 2 ** (_VARIABLE_BITS + _REPLICA_BITS) + tf.cast(replica, tf.int64)
-    draws = [_normal(shape, key, code + index * 2**_REPLICA_BITS) for index, shape in enumerate(shapes)]
-    return draws if num_replicas == 1 else [draw / num_replicas**0.5 for draw in draws]
+    draws: dict[int, tf.Tensor] = {}
+    for group in _drawn_together([math.prod(shape) for shape in shapes]):
+        sizes = [math.prod(shapes[index]) for index in group]
+        drawn = _normal([sum(sizes)], key, code + group[0] * 2**_REPLICA_BITS)
+        if num_replicas > 1:
+            drawn /= num_replicas**0.5
+        parts = [drawn] if len(group) == 1 else tf.split(drawn, sizes)
+        draws |= {index: tf.reshape(part, shapes[index]) for index, part in zip(group, parts, strict=True)}
+    return [draws[index] for index in range(len(shapes))]
+
+
+def _drawn_together(sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of what one draw is for; each index is in one group, whose first one no other group has."""
+    groups: list[list[int]] = []
+    small: list[int] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if size >= _SMALL:
+            groups.append([index])
+            continue
+        if size > room or not small:
+            small, room = [], _TOGETHER
+            groups.append(small)
+        small.append(index)
+        room -= size
+    return groups
 
 
 def _refuse_overlap(num_shapes: int, num_replicas: int, step: int | None) -> None:

@@ -29,6 +29,7 @@ NOT_PRIVATE_FILES = {
     "audit.json": "membership figures computed on the training examples without noise",
     "audit.html": "the same",
 }
+UNCOUNTED_RUNS = "The choice of settings: runs on this data that were compared to choose them are not counted."
 _LEDGER_HOLDS = "a hash of the contents of all examples"
 _NEIGHBOURS = {
     "add_or_remove_one": "adding or removing one training example",
@@ -226,7 +227,7 @@ def _outside_gaps(public_parts: Sequence[str], ledger: str | None) -> list[str]:
     if public_parts:
         gaps.append(f"{_listed(public_parts)}: not trained here, and taken to be public.")
     if ledger is None:
-        gaps.append("The choice of settings: runs on this data that were compared to choose them are not counted.")
+        gaps.append(UNCOUNTED_RUNS)
     else:
         gaps.append(
             "Runs on this data outside of the ledger; and the ledger's composition takes each run's settings as "

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import dp_accounting
-from scipy import optimize
+from typing import TYPE_CHECKING
 
 from tfbig.errors import UsageError
 from tfbig.gradients.private.accounting import composed_epsilon
 from tfbig.gradients.private.mechanism import Accountant, Mechanism, Sampling
+from tfbig.startup import deferred
+
+if TYPE_CHECKING:
+    import dp_accounting
+else:
+    # It brings SciPy, and most runs are not private.
+    dp_accounting = deferred("dp_accounting")
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def _user_epsilon(event: dp_accounting.DpEvent, user_delta: float, num_examples:
         high, low = low - gap, low - gap - math.log(10)
         if not math.isfinite(low) or not math.isfinite(excess(low)):
             return math.inf
+    from scipy import optimize
+
     return num_examples * example_epsilon(optimize.brentq(excess, low, high))
 
 

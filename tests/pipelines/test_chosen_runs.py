@@ -1,0 +1,75 @@
+"""A run's first session chooses what `auto` stands for, and each later one keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tfbig.config import RunConfig
+from tfbig.pipelines._choice import NAME, settled, settled_before
+from tfbig.pipelines._command_line import parse
+from tfbig.pipelines._main import main
+from tfbig.pipelines.image_finetune import TASK
+from tfbig.training.run_directory import RunDirectory
+
+AUTO = ["--runtime.precision", "auto", "--runtime.jit_compile", "auto"]
+QUICK = ["--data.limit", "100", "--train.epochs", "1"]
+
+
+def _config(*arguments: str) -> RunConfig:
+    return parse(TASK, [*QUICK, *arguments])
+
+
+def test_without_auto_nothing_is_chosen(tmp_path: Path) -> None:
+    config = _config("--runtime.jit_compile")
+    assert config.runtime.jit_compile is True
+    assert settled(TASK, config, RunDirectory(tmp_path)) == (config, None, None)
+    assert settled_before(config, RunDirectory(tmp_path)) is config
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_a_run_that_goes_on_keeps_its_choice(tmp_path: Path, jit_compile: bool) -> None:
+    run = RunDirectory(tmp_path)
+    record = {"precision": "bfloat16", "jit_compile": jit_compile, "reason": "once", "timed": []}
+    run.write_json("environment.json", {NAME: record})
+    config = _config(*AUTO)
+    found, choice, _ = settled(TASK, config, run)
+    assert choice is not None and choice.record() == {**record, "timed": ()}
+    for kept in (found, settled_before(config, run)):
+        assert (kept.runtime.precision, kept.runtime.jit_compile) == ("bfloat16", jit_compile)
+
+
+def test_private_training_and_several_workers_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, choice, _ = settled(TASK, _config(*AUTO, "--dp.noise_multiplier", "1"), RunDirectory(tmp_path))
+    assert choice is not None and not choice.timed and "private" in choice.reason
+    assert (private.runtime.precision, private.runtime.jit_compile) == ("float32", False)
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    worker, choice, _ = settled(TASK, _config(*AUTO), RunDirectory(tmp_path))
+    assert choice is not None and not choice.timed
+    assert (worker.runtime.precision, worker.runtime.jit_compile) == ("float32", False)
+
+
+@pytest.mark.slow
+def test_a_chosen_run_is_the_run_with_those_settings(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    chosen, given = tmp_path / "chosen", tmp_path / "given"
+    assert main(TASK, ["--config", "digits", *QUICK, "--runtime.precision", "auto", "--run_dir", str(chosen)]) == 0
+    choice = json.loads((chosen / "environment.json").read_text())[NAME]
+    assert "precision: auto" in (chosen / "config.yaml").read_text()
+    assert [timing["failure"] for timing in choice["timed"]] == [""] * len(choice["timed"])
+    settings = ["--runtime.precision", choice["precision"], "--run_dir", str(given)]
+    assert main(TASK, ["--config", "digits", *QUICK, *settings]) == 0
+    for name in ("evaluation.json", "predictions.csv"):
+        assert (chosen / name).read_text() == (given / name).read_text()
+
+
+@pytest.mark.slow
+def test_timing_leaves_no_features_behind(tmp_path: Path, feature_cache_folder: Path) -> None:
+    config = _config("--adapt.mode", "head", "--runtime.jit_compile", "auto")
+    found, choice, splits = settled(TASK, config, RunDirectory(tmp_path))
+    assert choice is not None and len(choice.timed) == 2 and splits is not None
+    assert isinstance(found.runtime.jit_compile, bool) and not found.dry_run
+    assert not feature_cache_folder.exists() or not any(feature_cache_folder.iterdir())

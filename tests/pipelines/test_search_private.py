@@ -1,0 +1,82 @@
+"""A private search: one promise for all of it, one charge, and nothing promised that does not hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfbig.errors import UsageError
+from tfbig.pipelines._command_line import parse
+from tfbig.pipelines._main import main
+from tfbig.pipelines._search_space import check_search
+from tfbig.pipelines.image_finetune import TASK
+from tfbig.training import private_search
+
+PRIVATE = [
+    "--adapt.mode", "head", "--data.limit", "200", "--data.batch_size", "64", "--train.epochs", "1",
+    "--tune.space.train.learning_rate.choice", "[0.01, 0.02]", "--dp.target_epsilon", "8",
+]  # fmt: skip
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("tuner", ["random", pytest.param("bayesian", marks=pytest.mark.slow)])
+def test_a_private_search_promises_one_epsilon_and_charges_it_once(
+    tuner: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it is short: the law of the draw itself is tested elsewhere.
+    monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 3)
+    run, ledger = tmp_path / "search", tmp_path / "ledger.json"
+    arguments = [*PRIVATE, "--tune.tuner", tuner, "--tune.max_trials", "2", "--run_dir", str(run),
+                 "--dp.ledger", str(ledger), "--dp.ledger_epsilon", "20"]  # fmt: skip
+    assert main(TASK, arguments) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    promise, search = _json(run / "dp.json"), _json(run / "search.json")
+    assert 7.8 < result["epsilon"] == promise["epsilon"] <= 8
+    # Of two choices a random private search takes three trials all the same: each is a draw of its own.
+    assert len(search["trials"]) == (3 if tuner == "random" else 2)
+    assert promise["search"]["counted_as"] == {
+        "random": "RepeatAndSelectDpEvent", "bayesian": "all trials composed"
+    }[tuner]  # fmt: skip
+    assert any("validation split" in gap for gap in promise["not_covered"])
+    assert "trials/" in promise["not_private_files"]
+    assert any("delete trials/" in gap for gap in promise["not_covered"]) == (tuner == "random")
+    again = subprocess.run([sys.executable, "-c", promise["recompute"]], capture_output=True, text=True, timeout=120)
+    assert float(again.stdout) == pytest.approx(promise["epsilon"], rel=1e-6), again.stderr
+
+    trial = _json(run / "trials" / "0000" / "dp.json")
+    assert trial["epsilon"] < promise["epsilon"]
+    assert trial["noise_multiplier"] == promise["noise_multiplier"]
+    secrets = {_json(path)["run_id"] for path in (run / "trials").glob("*/checkpoints/private_state.json")}
+    assert len(secrets) == len(search["trials"])
+    assert promise["statement"] in (run / "MODEL_CARD.md").read_text()
+
+    [dataset] = _json(ledger)["datasets"]
+    [charge] = dataset["charges"]
+    assert charge.get("mean_trials") == (2.0 if tuner == "random" else None)
+    # Interrupted before its end, it goes on as the same search: the same number of trials, the same charge.
+    status = _json(run / "status.json")
+    (run / "status.json").write_text(json.dumps({"state": "interrupted", "started": status["started"]}))
+    monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 9)
+    assert main(TASK, arguments) == 0
+    assert _json(ledger)["datasets"] == [dataset]
+    assert len(_json(run / "search.json")["trials"]) == len(search["trials"])
+
+
+def test_a_search_beyond_the_budget_runs_no_trial(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "search"
+    code = main(TASK, [*PRIVATE, "--tune.max_trials", "2", "--run_dir", str(run), "--dp.ledger", str(tmp_path / "l"),
+                       "--dp.ledger_epsilon", "2"])  # fmt: skip
+    assert code == 6
+    assert "privacy budget" in capsys.readouterr().err
+    assert not list((run / "trials").glob("0*"))
+
+
+def test_a_budget_within_a_run_is_refused_in_a_search() -> None:
+    config = parse(TASK, [*PRIVATE, "--tune.max_trials", "2", "--dp.max_epsilon", "3"])
+    with pytest.raises(UsageError, match="search as a whole"):
+        check_search(TASK, config)

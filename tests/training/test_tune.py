@@ -1,0 +1,195 @@
+"""A search's trials: proposed the same whoever asks and however often it was interrupted, each run by one process."""
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tfbig.errors import EnvironmentFault, UsageError
+from tfbig.training.journal import NAME, Journal
+from tfbig.training.oracle import Oracle
+from tfbig.training.space import Parameter
+from tfbig.training.tune import MAX_DEATHS, Trials
+
+SPACE = (
+    Parameter("train.learning_rate", "log", (1e-4, 1e-1)),
+    Parameter("model.dropout", "linear", (0.0, 0.5)),
+    Parameter("train.warmup_steps", "linear", (0, 50), is_whole=True),
+    Parameter("model.hidden_units", "choice", (None, 64)),
+    Parameter("runtime.jit_compile", "choice", (False, True)),
+)
+
+
+def _score(values: dict) -> float:
+    return abs(values["train.learning_rate"] - 0.01) + (values["model.dropout"] - 0.2) ** 2
+
+
+def _oracle(tuner: str) -> Oracle:
+    return Oracle(tuner, SPACE, max_trials=30, max_epochs=9, seed=0)
+
+
+def _trials(folder: Path, tuner: str = "random", max_trials: int = 12) -> Trials:
+    return Trials(folder, SPACE, tuner=tuner, max_trials=max_trials, max_epochs=9, seed=0)
+
+
+def _run_all(trials: Trials, num: int = 10**6) -> None:
+    for _ in range(num):
+        with contextlib.ExitStack() as held:
+            begun = trials.begin(held)
+            if begun is None:
+                return
+            trial, _ = begun
+            if trial.number == 3:
+                trials.fail(trial, "it diverged")
+            else:
+                trials.end(trial, score=_score(trial.values), seconds=1.0, facts={})
+
+
+def _outcome(trials: Trials) -> list[tuple]:
+    return [(trial.number, trial.values, trial.state, trial.score) for trial in trials.all]
+
+
+@pytest.mark.parametrize("tuner", ["random", "hyperband", pytest.param("bayesian", marks=pytest.mark.slow)])
+def test_an_oracle_that_is_told_the_same_proposes_the_same(tuner: str) -> None:
+    num = 19 if tuner == "bayesian" else 28
+    first, told = _oracle(tuner), []
+    for number in range(num):
+        values = first.ask()
+        score = None if number == 5 else _score(values)
+        first.tell(number, score)
+        told.append((values, score))
+    again = _oracle(tuner)
+    for number, (values, score) in enumerate(told):
+        assert again.ask(values if number < num - 2 else None) == values
+        again.tell(number, score)
+    if tuner == "hyperband":
+        assert {values["train.epochs"] for values, _ in told} == {1, 3, 9}
+
+
+def test_values_are_of_the_space_and_of_its_types() -> None:
+    oracle = _oracle("random")
+    drawn = [oracle.ask() for _ in range(30)]
+    assert all(1e-4 <= values["train.learning_rate"] <= 1e-1 for values in drawn)
+    # Evenly over the logarithms: about a third below 1e-3.
+    assert 4 <= sum(values["train.learning_rate"] < 1e-3 for values in drawn) <= 17
+    assert all(type(values["train.warmup_steps"]) is int for values in drawn)
+    assert {values["model.hidden_units"] for values in drawn} == {None, 64}
+    assert {values["runtime.jit_compile"] for values in drawn} == {False, True}
+    assert len({json.dumps(values) for values in drawn}) == 30
+
+
+def test_another_seed_draws_others_and_zero_is_a_seed() -> None:
+    draws = [Oracle("random", SPACE, max_trials=3, max_epochs=9, seed=seed).ask() for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_small_space_ends_the_search_early(tmp_path: Path) -> None:
+    space = (Parameter("train.optimizer", "choice", ("sgd", "adamw")),)
+    for tuner in ("random", "hyperband"):
+        trials = Trials(tmp_path / tuner, space, tuner=tuner, max_trials=10, max_epochs=1, seed=0)
+        while True:
+            with contextlib.ExitStack() as held:
+                begun = trials.begin(held)
+                if begun is None:
+                    break
+                trials.end(begun[0], score=1.0, seconds=0, facts={})
+        assert {trial.values["train.optimizer"] for trial in trials.all} == {"sgd", "adamw"}
+
+
+@pytest.mark.parametrize("tuner", ["random", "hyperband"])
+def test_a_search_that_goes_on_equals_one_that_was_never_stopped(tuner: str, tmp_path: Path) -> None:
+    whole = _trials(tmp_path / "whole", tuner)
+    _run_all(whole)
+    for _ in range(12):
+        _run_all(_trials(tmp_path / "parts", tuner), 1)
+    parts = _trials(tmp_path / "parts", tuner)
+    assert parts.begin(contextlib.ExitStack()) is None
+    assert _outcome(parts) == _outcome(whole)
+    assert parts.best.number == whole.best.number
+    assert parts.all[3].state == "failed"
+
+
+def test_two_processes_share_the_trials_and_know_of_each_other(tmp_path: Path) -> None:
+    one, other = _trials(tmp_path), _trials(tmp_path)
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        begun, taken = one.begin(first), other.begin(second)
+        assert (begun[0].number, taken[0].number) == (0, 1)
+        other.end(taken[0], score=2.0, seconds=0, facts={})
+        one.end(begun[0], score=1.0, seconds=0, facts={})
+    _run_all(other)
+    one.refresh()
+    assert _outcome(one) == _outcome(other)
+    assert [trial.number for trial in one.all] == list(range(12))
+
+
+def test_the_trial_of_a_killed_process_is_run_again_by_another(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        _trials(tmp_path).begin(contextlib.ExitStack())
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    trials = _trials(tmp_path)
+    with contextlib.ExitStack() as held:
+        assert trials.begin(held)[0].number == 0
+    assert len(trials.all) == 1
+
+
+def test_a_trial_that_always_kills_its_process_fails_and_the_search_goes_on(tmp_path: Path) -> None:
+    for _ in range(MAX_DEATHS):
+        trials = _trials(tmp_path)
+        with contextlib.ExitStack() as held:
+            # Neither ended nor paused: as if the process was killed.
+            assert trials.begin(held)[0].number == 0
+    trials = _trials(tmp_path)
+    with contextlib.ExitStack() as held:
+        assert trials.begin(held)[0].number == 1
+    assert trials.all[0].state == "failed"
+    assert "killed" in trials.all[0].reason
+
+
+def test_a_trial_that_is_stopped_on_request_never_counts_as_killed(tmp_path: Path) -> None:
+    for _ in range(2 * MAX_DEATHS):
+        trials = _trials(tmp_path)
+        with contextlib.ExitStack() as held:
+            trial, _ = trials.begin(held)
+            trials.pause(trial)
+            assert trial.number == 0
+
+
+def test_what_a_kill_leaves_of_a_line_is_cut_off(tmp_path: Path) -> None:
+    _run_all(_trials(tmp_path), 2)
+    path = tmp_path / NAME
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"event": "new", "tri')
+    trials = _trials(tmp_path)
+    _run_all(trials, 1)
+    assert path.read_bytes().startswith(before + b'{"event": "new", "trial": 2')
+    assert len(trials.all) == 3
+
+
+def test_a_damaged_journal_and_one_of_another_search_are_refused(tmp_path: Path) -> None:
+    _run_all(_trials(tmp_path), 2)
+    other = Trials(tmp_path, SPACE, tuner="random", max_trials=12, max_epochs=9, seed=5)
+    with pytest.raises(UsageError, match="--resume never"):
+        other.refresh()
+    path = tmp_path / NAME
+    path.write_bytes(path.read_bytes().replace(b'"event"', b'"ev', 1))
+    with pytest.raises(EnvironmentFault, match="damaged"):
+        _trials(tmp_path).refresh()
+
+
+def test_a_journal_gives_each_line_once(tmp_path: Path) -> None:
+    one, other = Journal(tmp_path), Journal(tmp_path)
+    with one.locked():
+        assert one.news() == []
+        one.add({"a": 1})
+        one.add({"b": 2})
+        assert one.news() == []
+    with other.locked():
+        assert other.news() == [{"a": 1}, {"b": 2}]
+        other.add({"c": 3})
+    with one.locked():
+        assert one.news() == [{"c": 3}]

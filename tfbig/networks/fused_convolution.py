@@ -1,0 +1,124 @@
+"""Convolutions over few positions and many channels, as products of matrices that processors compute faster.
+
+What oneDNN gains by walking over a picture it loses where the picture is 16 by 16 or less: there a convolution of 1 by
+1, and the gradient of a larger kernel, is a product of plain matrices. One of 1 by 1 with a stride first drops the
+pixels that it skips, so that neither pass looks at them. What each gains is in docs/performance.md. A part of
+networks/fused.py. Letters in shapes: B images, H and W pixels, C inputs, F filters, K by K the kernel, N positions of
+all images, B * H * W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import tensorflow as tf
+from keras import layers
+
+Gradient: TypeAlias = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+# Pixels of an output up to which products gain, measured on Zen 4 in bfloat16.
+_MOST_PIXELS_OF_PRODUCT = 256
+_MOST_PIXELS_OF_TAPS = 64
+# Below, the copies that taps need cost more than they gain.
+_LEAST_CHANNELS_OF_TAPS = 256
+
+
+class FusedConv2D(layers.Conv2D):
+    """Conv2D of channels-last images, as matrix products where the images are small."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """(B, H, W, C) to (B, H / stride, W / stride, F)."""
+        x = tf.convert_to_tensor(inputs)
+        is_usual = self.data_format == "channels_last" and self.groups == 1 and tuple(self.dilation_rate) == (1, 1)
+        form = _form_of(self, x.shape) if is_usual and x.dtype == self.compute_dtype else None
+        if form is None:
+            return super().call(inputs)
+        kernel = tf.cast(tf.convert_to_tensor(self.kernel), x.dtype)
+        none = tf.zeros([self.filters], x.dtype)
+        bias = none if self.bias is None else tf.cast(tf.convert_to_tensor(self.bias), x.dtype)
+        convolved = form(_thinned(x, self.strides), kernel, bias)
+        return convolved if self.activation is None else self.activation(convolved)
+
+
+Form: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+"""(B, H, W, C) with nothing to skip, (K, K, C, F) and (F,) -> (B, H, W, F)."""
+
+
+def _form_of(layer: layers.Conv2D, shape: tf.TensorShape) -> Form | None:
+    """How a layer is computed faster; None where Keras's own way is as fast."""
+    if shape.rank != 4 or None in shape[1:]:
+        return None
+    sizes, strides = tuple(layer.kernel_size), tuple(layer.strides)
+    num_pixels = shape[1] * shape[2] // (strides[0] * strides[1])
+    if sizes == (1, 1):
+        # Both kinds of padding take the pixels 0, stride, 2 * stride, ... where these divide the picture.
+        if shape[1] % strides[0] or shape[2] % strides[1]:
+            return None
+        if num_pixels <= _MOST_PIXELS_OF_PRODUCT:
+            return _by_product
+        return None if strides == (1, 1) else _pointwise
+    is_centred = layer.padding == "same" and strides == (1, 1) and all(size % 2 for size in sizes)
+    is_deep = num_pixels <= _MOST_PIXELS_OF_TAPS and min(shape[3], layer.filters) >= _LEAST_CHANNELS_OF_TAPS
+    return _by_taps if is_centred and is_deep else None
+
+
+def _thinned(x: tf.Tensor, strides: tuple[int, int]) -> tf.Tensor:
+    """Every stride-th pixel; slices of whole rows, since TensorFlow takes strided ones by single numbers."""
+    down, right = strides
+    if (down, right) == (1, 1):
+        return x
+    height, width, channels = x.shape[1] // down, x.shape[2] // right, x.shape[3]
+    rows = tf.reshape(x, [-1, down, width, right * channels])  # (B * H / stride, stride, W / stride, stride * C)
+    kept = tf.slice(rows, [0, 0, 0, 0], [-1, 1, width, channels])
+    return tf.reshape(kept, [-1, height, width, channels])  # (B, H / stride, W / stride, C)
+
+
+def _pointwise(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "VALID"), bias)
+
+
+def _by_product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    channels, filters = kernel.shape[2:]
+    flat = _product(tf.reshape(x, [-1, channels]), tf.reshape(kernel, [channels, filters]), bias)  # (N, F)
+    return tf.reshape(flat, [-1, *x.shape[1:3], filters])  # (B, H, W, F)
+
+
+@tf.custom_gradient
+def _product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+    """(N, C), (C, F) and (F,) to (N, F)."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        of_x = tf.matmul(upstream, kernel, transpose_b=True)
+        return of_x, tf.matmul(x, upstream, transpose_a=True), _summed(upstream)
+
+    return tf.nn.bias_add(tf.matmul(x, kernel), bias), gradient
+
+
+@tf.custom_gradient
+def _by_taps(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+    """A convolution whose kernel's gradient is one matrix product for each of the kernel's K * K entries."""
+    rows, columns, channels, filters = kernel.shape
+    height, width = x.shape[1:3]
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        flat = tf.reshape(upstream, [-1, filters])  # (N, F)
+        padded = tf.pad(x, [[0, 0], [rows // 2, rows // 2], [columns // 2, columns // 2], [0, 0]])
+        seen = [
+            tf.reshape(tf.slice(padded, [0, row, column, 0], [-1, height, width, channels]), [-1, channels])
+            for row in range(rows)
+            for column in range(columns)
+        ]  # (N, C) each
+        of_kernel = tf.stack([tf.matmul(one, flat, transpose_a=True) for one in seen])  # (K * K, C, F)
+        of_x = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME"
+        )
+        return of_x, tf.reshape(of_kernel, kernel.shape), _summed(flat)
+
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias), gradient
+
+
+def _summed(upstream: tf.Tensor) -> tf.Tensor:
+    """(N, F) to (F,): a product with ones, which adds in float32 whatever it is given."""
+    ones = tf.ones([1, tf.shape(upstream)[0]], upstream.dtype)
+    return tf.squeeze(tf.matmul(ones, upstream), 0)

@@ -1,0 +1,406 @@
+"""The workers of one run, over a connection of each to the chief: they meet, decide alike, and notice a loss.
+
+TensorFlow's collectives add gradients; but they begin only when all are there, without a bound, and say little about
+who is not. So the workers meet here first, on the chief's port before TensorFlow takes it, and keep the
+connection: a process that dies closes it at once, one that hangs stops sending, and the others know which it was. The
+chief also tells the others what only it can know: the run's state, when to save, when to stop. Messages are lines of
+JSON. Nothing is encrypted or authenticated, here or in TensorFlow's own connections: workers need a network of
+their own. In the tree: beside runtime.py; alone, a process is a team of one. Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from tfbig.cluster import Cluster
+from tfbig.errors import EnvironmentFault, TfbigError, UsageError, WorkerLost
+
+log = logging.getLogger(__name__)
+
+Message: TypeAlias = dict[str, object]
+
+_RETRY_S = 0.2
+_BEAT_S = 2.0
+# Nothing heard for so long: the process hangs, or its host is gone. Longer than TensorFlow holds Python's lock.
+_LOST_AFTER_S = 60.0
+# After so many beats without one, a worker is the one that TensorFlow complains of.
+_SILENT_BEATS = 3
+# What a loss interrupts has so long to end by itself.
+_GRACE_S = 20.0
+_AGAIN = "start all workers again with the same command, and they go on from the last checkpoint"
+
+
+class Team:
+    """A process that trains alone, and what all teams offer.
+
+    Args:
+        cluster: The workers; None for one process.
+    """
+
+    def __init__(self, cluster: Cluster | None = None) -> None:
+        self.index = 0 if cluster is None else cluster.index
+        self.num_workers = 1 if cluster is None else cluster.num_workers
+        self.on_loss: Callable[[str], None] = lambda reason: None
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.index == 0
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether another worker has been asked to stop."""
+        return False
+
+    def decide(self, decision: Message) -> Message:
+        """What the chief decided; every worker calls it at the same places.
+
+        Args:
+            decision: The chief's; the others' is not used.
+
+        Raises:
+            WorkerLost: Another worker is gone.
+        """
+        return decision
+
+    def wait_for_all(self) -> None:
+        """Returns once every worker is here.
+
+        Raises:
+            WorkerLost: Another worker is gone.
+        """
+
+    def ask_to_stop(self) -> None:
+        """Tells the chief that this worker is to stop."""
+
+    def loss(self) -> WorkerLost | None:
+        """Which worker is gone, where an error of TensorFlow came from that; None where nobody is."""
+        return None
+
+    def release(self) -> None:
+        """The other workers have done their part: losing one no longer ends this one's."""
+
+    def leave(self, error: BaseException | None) -> None:
+        """Ends the connection.
+
+        Args:
+            error: What ended this worker's part; None where it is done.
+        """
+
+
+class Workers(Team):
+    """One of several processes.
+
+    Args:
+        cluster: All of them.
+        peers: Open connections: the chief's to each other worker, another worker's to the chief, by index.
+        lost_after_s: A worker that was not heard for so long is lost.
+    """
+
+    def __init__(
+        self, cluster: Cluster, peers: Mapping[int, socket.socket], *, lost_after_s: float = _LOST_AFTER_S
+    ) -> None:
+        super().__init__(cluster)
+        self._cluster, self._peers = cluster, dict(peers)
+        self._decisions: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._arrivals = dict.fromkeys(self._peers, 0)
+        self._num_waits = 0
+        self._asked, self._is_released, self._has_left = False, False, False
+        self._loss: WorkerLost | None = None
+        self._gone: set[int] = set()
+        self._heard = dict.fromkeys(self._peers, time.monotonic())
+        self._sending = threading.Lock()
+        for index, peer in self._peers.items():
+            peer.settimeout(lost_after_s)
+            threading.Thread(target=self._listen, args=(index, peer), daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether another worker has been asked to stop."""
+        return self._asked
+
+    def decide(self, decision: Message) -> Message:
+        """See `Team.decide`."""
+        if self.is_chief:
+            self._raise_loss()
+            self._send({"decision": decision})
+            return decision
+        while True:
+            try:
+                return self._decisions.get(timeout=_RETRY_S)
+            except queue.Empty:
+                self._raise_loss()
+
+    def wait_for_all(self) -> None:
+        """See `Team.wait_for_all`."""
+        self._num_waits += 1
+        if not self.is_chief:
+            self._send({"arrived": self._num_waits})
+        else:
+            with self._changed:
+                self._changed.wait_for(lambda: self._loss or min(self._arrivals.values()) >= self._num_waits)
+        self.decide({})
+
+    def ask_to_stop(self) -> None:
+        """See `Team.ask_to_stop`."""
+        if not self.is_chief and not self._asked:
+            self._asked = True
+            self._send({"stop": True})
+
+    def loss(self) -> WorkerLost | None:
+        """See `Team.loss`."""
+        with self._changed:
+            # TensorFlow may notice it first; and the chief of several may have to tell the others.
+            self._changed.wait_for(lambda: self._loss is not None, timeout=(2 if self.is_chief else 4) * _BEAT_S)
+        if self._loss is None:
+            now = time.monotonic()
+            silent = [index for index, heard in self._heard.items() if now - heard > _SILENT_BEATS * _BEAT_S]
+            if silent:
+                self._note(_sentence(self._cluster.name(silent[0]), "stopped answering", 75), 75)
+        return self._loss
+
+    def release(self) -> None:
+        """See `Team.release`."""
+        self._is_released = True
+
+    def leave(self, error: BaseException | None) -> None:
+        """See `Team.leave`."""
+        self._has_left = True
+        farewell: Message = {"done": True}
+        if error is not None and self._loss is None:
+            code = error.exit_code if isinstance(error, TfbigError) else 75 if _is_interrupt(error) else 1
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            farewell = {"failed": reason[0][:500], "exit_code": code}
+        self._send(farewell)
+        if self.is_chief and error is None:
+            # TensorFlow's coordinator lives in the chief, and takes its end for a fault of those who are still there.
+            with self._changed:
+                self._changed.wait_for(lambda: self._gone == set(self._peers), timeout=_GRACE_S)
+
+    def _send(self, message: Message) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        with self._sending:
+            for index, peer in self._peers.items():
+                if index not in self._gone:
+                    # Whoever is gone, its listener notices.
+                    with contextlib.suppress(OSError):
+                        peer.sendall(line)
+
+    def _beat(self) -> None:
+        while not self._has_left:
+            self._send({})
+            time.sleep(_BEAT_S)
+
+    def _listen(self, index: int, peer: socket.socket) -> None:
+        reason, code = "stopped answering", 75
+        try:
+            with peer.makefile(encoding="utf-8") as lines:
+                for line in lines:
+                    self._heard[index] = time.monotonic()
+                    message = json.loads(line)
+                    if "done" in message:
+                        reason = ""
+                    elif "failed" in message:
+                        reason, code = f"failed: {message['failed']}", int(message["exit_code"])
+                        break
+                    else:
+                        self._take(index, message)
+        except TimeoutError:
+            reason = f"has not been heard of for {peer.gettimeout():.0f} s"
+        except (OSError, ValueError):
+            log.debug("worker %d", index, exc_info=True)
+        with self._changed:
+            self._gone.add(index)
+            self._changed.notify_all()
+        if reason and not self._has_left and not self._is_released:
+            self._lose(_sentence(self._cluster.name(index), reason, code), code)
+
+    def _take(self, index: int, message: Message) -> None:
+        if "decision" in message:
+            self._decisions.put(message["decision"])  # type: ignore[arg-type]
+        elif "lost" in message:
+            self._lose(str(message["lost"]), int(str(message["exit_code"])))
+        with self._changed:
+            self._arrivals[index] = int(str(message.get("arrived", self._arrivals[index])))
+            self._asked = self._asked or "stop" in message
+            self._changed.notify_all()
+
+    def _lose(self, sentence: str, code: int) -> None:
+        """Notes the first loss, and sees to it that what waits for the lost one ends."""
+        if not self._note(sentence, code):
+            return
+        # Whoever waits in a collective fails with TensorFlow's own error meanwhile, as a rule.
+        time.sleep(_BEAT_S)
+        if not self._has_left:
+            self.on_loss(sentence)
+            time.sleep(_GRACE_S)
+        if not self._has_left:
+            print(sentence, file=sys.stderr, flush=True)
+            os._exit(code)
+
+    def _note(self, sentence: str, code: int) -> bool:
+        """Notes a loss and tells the others; gives whether it is the first."""
+        with self._changed:
+            if self._loss is not None:
+                return False
+            self._loss = WorkerLost(sentence, code)
+            self._changed.notify_all()
+        if self.is_chief:
+            self._send({"lost": sentence, "exit_code": code})
+        return True
+
+    def _raise_loss(self) -> None:
+        if self._loss is not None:
+            raise self._loss
+
+
+def meet(cluster: Cluster | None, settings: Mapping[str, object], *, timeout_s: float) -> Team:
+    """Waits until all workers are there.
+
+    Args:
+        cluster: All of them; None for a process alone, which waits for nobody.
+        settings: Must be the same for all.
+        timeout_s: Seconds to wait.
+
+    Raises:
+        WorkerLost: Some did not come in time.
+        UsageError: They were started with different settings.
+        EnvironmentFault: This worker's port is taken.
+    """
+    if cluster is None:
+        return Team()
+    deadline = time.monotonic() + timeout_s
+    own_port = int(cluster.addresses[cluster.index].rpartition(":")[2])
+    with _listening(own_port) as listener:
+        # The others only try their port, which TensorFlow will take.
+        if cluster.is_chief:
+            return Workers(cluster, _gathered(cluster, listener, settings, deadline, timeout_s))
+    return Workers(cluster, {0: _joined(cluster, settings, deadline, timeout_s)})
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", port))
+        listener.listen(1024)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"Port {port}, which TF_CONFIG gives this worker, cannot be used ({error.strerror or error}); end the "
+            "process that has it, or give all workers another one."
+        ) from error
+    return listener
+
+
+def _gathered(
+    cluster: Cluster, listener: socket.socket, settings: Mapping[str, object], deadline: float, timeout_s: float
+) -> dict[int, socket.socket]:
+    """The chief's part: a connection from each other worker, all told to go or why not."""
+    peers: dict[int, socket.socket] = {}
+    refusal: TfbigError | None = None
+    wanted = set(range(1, cluster.num_workers))
+    while refusal is None and set(peers) != wanted:
+        listener.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            peer = listener.accept()[0]
+        except TimeoutError:
+            refusal = _missing(cluster, sorted(wanted - set(peers)), timeout_s)
+            break
+        greeting = _greeting(peer)
+        index = greeting.get("worker")
+        if type(index) is not int or index not in wanted:
+            peer.close()
+            continue
+        # A worker that was started twice within the wait is the later one.
+        peers[index] = peer
+        refusal = _differing(cluster, index, settings, greeting.get("settings"))
+    answer = {"go": True} if refusal is None else {"refused": str(refusal), "exit_code": refusal.exit_code}
+    for peer in peers.values():
+        with contextlib.suppress(OSError):
+            peer.sendall(json.dumps(answer).encode() + b"\n")
+    if refusal is not None:
+        raise refusal
+    return peers
+
+
+def _greeting(peer: socket.socket) -> Message:
+    """The first line of a connection; empty where it is not from a worker."""
+    peer.settimeout(10.0)
+    try:
+        return _read_line(peer)
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_line(peer: socket.socket) -> Message:
+    """One message, and not a byte of what follows it."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = peer.recv(1)
+        if not byte or len(line) > 2**20:
+            raise OSError("the connection ended")
+        line += byte
+    content = json.loads(line)
+    return content if isinstance(content, dict) else {}
+
+
+def _joined(cluster: Cluster, settings: Mapping[str, object], deadline: float, timeout_s: float) -> socket.socket:
+    """Another worker's part: the connection to the chief, once all are there."""
+    host, _, port = cluster.addresses[0].rpartition(":")
+    greeting = json.dumps({"worker": cluster.index, "settings": dict(settings)}).encode() + b"\n"
+    while time.monotonic() < deadline:
+        try:
+            peer = socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_S * 5)
+            peer.sendall(greeting)
+            # The chief gives up first, and says who is missing.
+            peer.settimeout(deadline - time.monotonic() + _GRACE_S)
+            answer = _read_line(peer)
+        except (OSError, ValueError):
+            # Not there yet, or TensorFlow's server of an earlier run.
+            time.sleep(_RETRY_S)
+            continue
+        if "refused" in answer:
+            code = int(str(answer["exit_code"]))
+            refusal = str(answer["refused"])
+            raise UsageError(refusal) if code == UsageError.exit_code else WorkerLost(refusal, code)
+        if "go" in answer:
+            return peer
+    raise _missing(cluster, [0], timeout_s)
+
+
+def _missing(cluster: Cluster, indices: list[int], timeout_s: float) -> WorkerLost:
+    names = ", ".join(cluster.name(index) for index in indices)
+    return WorkerLost(
+        f"Waited {timeout_s:g} s for all {cluster.num_workers} workers, but {names} did not come; start all workers "
+        "with the same command and the same cluster in TF_CONFIG, or wait longer with --runtime.start_timeout_s."
+    )
+
+
+def _differing(cluster: Cluster, index: int, ours: Mapping[str, object], theirs: object) -> UsageError | None:
+    other = theirs if isinstance(theirs, dict) else {}
+    names = [name for name in sorted({*ours, *other}) if ours.get(name) != other.get(name)]
+    if not names:
+        return None
+    shown = ", ".join(f"{name} ({other.get(name)} there, {ours.get(name)} on the chief)" for name in names[:3])
+    return UsageError(f"All workers need the same settings, but {cluster.name(index)} has others: {shown}.")
+
+
+def _sentence(name: str, reason: str, code: int) -> str:
+    who = name[0].upper() + name[1:]
+    return f"{who} {reason.rstrip('.')}; {_AGAIN if code == 75 else 'mend that, and ' + _AGAIN}."
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt)
