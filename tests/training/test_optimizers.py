@@ -1,5 +1,8 @@
 """Laws of the optimizers that update a variable by one operation: they are Keras's, and they are small."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -65,3 +68,40 @@ def test_a_variable_more_is_a_few_operations_more(name: str) -> None:
         return len(function.get_concrete_function().graph.get_operations())
 
     assert (num_operations(5) - num_operations(2)) / 3 <= 12
+
+
+_TWO_DEVICES = """
+import numpy as np, tensorflow as tf
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from tfbig.runtime import runtime
+from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
+
+def moved(strategy_name):
+    with runtime(strategy=strategy_name, precision="float32", seed=0) as strategy, strategy.scope():
+        variables = [keras.Variable(np.ones(shape, "f4")) for shape in ((4, 3), (3,), (3, 2))]
+        schedule = WarmupCosine(0.05, num_steps=20, warmup_steps=3, falls=True)
+        optimizer = make_optimizer("adamw", learning_rate=schedule, weight_decay=0.1,
+                                   undecayed=without_decay(variables), slow=variables[:1], slow_scale=0.5)
+        optimizer.build(variables)
+        share = 1.0 / strategy.num_replicas_in_sync
+
+        @tf.function
+        def step(gradients):
+            strategy.run(lambda: optimizer.apply([gradient * share for gradient in gradients], variables))
+
+        rng = np.random.default_rng(1)
+        for _ in range(5):
+            step([tf.constant(rng.normal(size=variable.shape), tf.float32) for variable in variables])
+        return [np.asarray(variable) for variable in [*variables, *optimizer.variables]]
+
+print(max(np.abs(one - two).max() for one, two in zip(moved("none"), moved("mirrored"))))
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_move_as_one() -> None:
+    done = subprocess.run([sys.executable, "-c", _TWO_DEVICES], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split()[-1]) < 1e-6

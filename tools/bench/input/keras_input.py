@@ -24,6 +24,8 @@ def main() -> None:
     changed = data.map(lambda x, y: (change(x, training=True), y), num_parallel_calls=tf.data.AUTOTUNE)
     turns = read.turns("keras", "tensorflow")
     for images, _ in changed.repeat().prefetch(tf.data.AUTOTUNE):
+        if len(images) < read.BATCH_SIZE:
+            continue  # the end of an epoch
         if images.shape != (read.BATCH_SIZE, read.SIDE, read.SIDE, 3):
             raise ValueError(f"got a batch of {images.shape}")
         turns.step_done()
