@@ -33,6 +33,8 @@ _RETRY_S = 0.2
 _BEAT_S = 2.0
 # Nothing heard for so long: the process hangs, or its host is gone. Longer than TensorFlow holds Python's lock.
 _LOST_AFTER_S = 60.0
+# After so many beats without one, a worker is the one that TensorFlow complains of.
+_SILENT_BEATS = 3
 # What a loss interrupts has so long to end by itself.
 _GRACE_S = 20.0
 _AGAIN = "start all workers again with the same command, and they go on from the last checkpoint"
@@ -117,6 +119,7 @@ class Workers(Team):
         self._asked, self._is_released, self._has_left = False, False, False
         self._loss: WorkerLost | None = None
         self._gone: set[int] = set()
+        self._heard = dict.fromkeys(self._peers, time.monotonic())
         self._sending = threading.Lock()
         for index, peer in self._peers.items():
             peer.settimeout(lost_after_s)
@@ -159,9 +162,14 @@ class Workers(Team):
     def loss(self) -> WorkerLost | None:
         """See `Team.loss`."""
         with self._changed:
-            # TensorFlow may notice it first.
-            self._changed.wait_for(lambda: self._loss is not None, timeout=2 * _BEAT_S)
-            return self._loss
+            # TensorFlow may notice it first; and the chief of several may have to tell the others.
+            self._changed.wait_for(lambda: self._loss is not None, timeout=(2 if self.is_chief else 4) * _BEAT_S)
+        if self._loss is None:
+            now = time.monotonic()
+            silent = [index for index, heard in self._heard.items() if now - heard > _SILENT_BEATS * _BEAT_S]
+            if silent:
+                self._note(_sentence(self._cluster.name(silent[0]), "stopped answering", 75), 75)
+        return self._loss
 
     def release(self) -> None:
         """See `Team.release`."""
@@ -173,7 +181,8 @@ class Workers(Team):
         farewell: Message = {"done": True}
         if error is not None and self._loss is None:
             code = error.exit_code if isinstance(error, TfbigError) else 75 if _is_interrupt(error) else 1
-            farewell = {"failed": str(error) or type(error).__name__, "exit_code": code}
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            farewell = {"failed": reason[0][:500], "exit_code": code}
         self._send(farewell)
         if self.is_chief and error is None:
             # TensorFlow's coordinator lives in the chief, and takes its end for a fault of those who are still there.
@@ -199,6 +208,7 @@ class Workers(Team):
         try:
             with peer.makefile(encoding="utf-8") as lines:
                 for line in lines:
+                    self._heard[index] = time.monotonic()
                     message = json.loads(line)
                     if "done" in message:
                         reason = ""
@@ -228,14 +238,9 @@ class Workers(Team):
             self._changed.notify_all()
 
     def _lose(self, sentence: str, code: int) -> None:
-        """Notes the first loss, tells the others, and sees to it that what waits for the lost one ends."""
-        with self._changed:
-            if self._loss is not None:
-                return
-            self._loss = WorkerLost(sentence, code)
-            self._changed.notify_all()
-        if self.is_chief:
-            self._send({"lost": sentence, "exit_code": code})
+        """Notes the first loss, and sees to it that what waits for the lost one ends."""
+        if not self._note(sentence, code):
+            return
         # Whoever waits in a collective fails with TensorFlow's own error meanwhile, as a rule.
         time.sleep(_BEAT_S)
         if not self._has_left:
@@ -244,6 +249,17 @@ class Workers(Team):
         if not self._has_left:
             print(sentence, file=sys.stderr, flush=True)
             os._exit(code)
+
+    def _note(self, sentence: str, code: int) -> bool:
+        """Notes a loss and tells the others; gives whether it is the first."""
+        with self._changed:
+            if self._loss is not None:
+                return False
+            self._loss = WorkerLost(sentence, code)
+            self._changed.notify_all()
+        if self.is_chief:
+            self._send({"lost": sentence, "exit_code": code})
+        return True
 
     def _raise_loss(self) -> None:
         if self._loss is not None:

@@ -125,6 +125,36 @@ def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str) -> None:
     assert error() <= 1.5 * of_keras
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("spread", "epsilon"), [(1.0, 1e-6), (1e-3, 1e-6), (1e-3, 1e-2)])
+def test_a_layer_norm_in_a_graph_is_the_exact_one(spread: float, epsilon: float, dtype: str) -> None:
+    """Of inputs whose variance is about epsilon or below it too, and whose mean is far from 0."""
+    layer = layers.LayerNormalization(epsilon=epsilon, dtype=dtype)
+    network = _randomised(_stack(layer, shape=TOKENS))
+    fused(network)
+    rng = np.random.default_rng(1)
+    x = tf.cast(tf.constant(spread * (3.0 + rng.normal(size=TOKENS)), tf.float32), dtype)
+    upstream = tf.cast(tf.constant(rng.normal(size=TOKENS), tf.float32), dtype)
+
+    def outputs_and_gradients(x: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = network(x)
+        return [y, *tape.gradient(y, [x, layer.gamma.value, layer.beta.value], output_gradients=upstream)]
+
+    z, g = np.asarray(x, np.float64), np.asarray(upstream, np.float64)
+    gamma, beta = (np.asarray(variable, np.float64) for variable in (layer.gamma, layer.beta))
+    centred = z - z.mean(-1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    normed, scaled = centred * inverse, g * gamma
+    of_x = inverse * (scaled - scaled.mean(-1, keepdims=True) - normed * (scaled * normed).mean(-1, keepdims=True))
+    expected = [normed * gamma + beta, of_x, (g * normed).sum((0, 1)), g.sum((0, 1))]
+    for found in (outputs_and_gradients(x), tf.function(outputs_and_gradients)(x)):
+        for one, other in zip(expected, found, strict=True):
+            off = np.abs(np.asarray(other, np.float64) - one).max() / np.abs(one).max()
+            assert off < (1e-5 if dtype == "float32" else 2e-2)
+
+
 def test_what_attention_cannot_do_in_whole_heads_is_left_to_keras() -> None:
     tokens = layers.Input(TOKENS[1:])
     attention = layers.MultiHeadAttention(3, 4)

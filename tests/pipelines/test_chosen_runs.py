@@ -64,3 +64,12 @@ def test_a_chosen_run_is_the_run_with_those_settings(tmp_path: Path, capsys: pyt
     assert main(TASK, ["--config", "digits", *QUICK, *settings]) == 0
     for name in ("evaluation.json", "predictions.csv"):
         assert (chosen / name).read_text() == (given / name).read_text()
+
+
+@pytest.mark.slow
+def test_timing_leaves_no_features_behind(tmp_path: Path, feature_cache_folder: Path) -> None:
+    config = _config("--adapt.mode", "head", "--runtime.jit_compile", "auto")
+    found, choice, splits = settled(TASK, config, RunDirectory(tmp_path))
+    assert choice is not None and len(choice.timed) == 2 and splits is not None
+    assert isinstance(found.runtime.jit_compile, bool) and not found.dry_run
+    assert not feature_cache_folder.exists() or not any(feature_cache_folder.iterdir())

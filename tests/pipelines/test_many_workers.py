@@ -47,11 +47,11 @@ def _config(ports: Sequence[int], index: int) -> str:
 
 
 class Pair:
-    """Two workers of one run."""
+    """Two workers of one run, each with what flags it has of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, own: Sequence[Sequence[str]] = ((), ())) -> None:
         ports = _ports()
-        self.processes = [_start(_config(ports, index), *arguments) for index in range(2)]
+        self.processes = [_start(_config(ports, index), *arguments, *own[index]) for index in range(2)]
 
     def ends(self, timeout_s: float = TIMEOUT_S) -> list[tuple[int, str, str]]:
         """Exit code, stdout and stderr of each."""
@@ -97,6 +97,7 @@ def _require_equal(one: Path, other: Path, atol: float) -> None:
             np.testing.assert_allclose(array, theirs[name], atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_evaluate_and_export_once_as_one_process(tmp_path: Path) -> None:
     whole, split = tmp_path / "whole", tmp_path / "split"
     expected = _single(whole)
@@ -119,6 +120,7 @@ def test_two_processes_train_evaluate_and_export_once_as_one_process(tmp_path: P
     assert {path.name for path in tmp_path.iterdir()} <= {"whole", "split", "export"}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_stops_the_other_and_both_go_on_as_if_nothing_was(
     tmp_path: Path, pairs: list[Pair]
 ) -> None:
@@ -176,16 +178,12 @@ def test_a_worker_that_does_not_come_is_named(tmp_path: Path, index: int) -> Non
 
 
 def test_workers_with_other_settings_are_refused(tmp_path: Path, pairs: list[Pair]) -> None:
-    ports = _ports()
-    pairs.append(Pair.__new__(Pair))
-    pairs[-1].processes = [
-        _start(_config(ports, index), "--run_dir", str(tmp_path / "run"), "--train.epochs", str(index + 1))
-        for index in range(2)
-    ]
+    pairs.append(Pair("--run_dir", str(tmp_path / "run"), own=[["--train.epochs", "1"], ["--train.epochs", "2"]]))
     for code, _, err in pairs[-1].ends(60):
         assert code == 2 and "train.epochs (2 there, 1 on the chief)" in err
 
 
+@pytest.mark.slow
 def test_asking_one_worker_to_stop_stops_all_of_them_with_everything_saved(
     tmp_path: Path, pairs: list[Pair]
 ) -> None:

@@ -137,11 +137,13 @@ assert int(network.optimizer.iterations) == 6
 """
 
 
+@pytest.mark.slow
 def test_batches_wait_on_the_device_of_the_step() -> None:
     done = subprocess.run([sys.executable, "-c", OTHER_DEVICE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_step_compiled_by_xla_gives_the_step_without(tmp_path: Path) -> None:
     found = {}
     for jit_compile in (False, True):

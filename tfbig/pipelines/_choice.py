@@ -6,6 +6,7 @@ A run that goes on keeps its choice, which environment.json holds.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -104,7 +105,8 @@ def _timed(task: Task, config: RunConfig, splits: Splits, precision: Precision, 
         losses.append(float(logs["loss"]))
         ends.append(time.perf_counter())
 
-    candidate = Choice(precision, jit_compile, "").applied(config)
+    # A dry run keeps no features of these few examples.
+    candidate = dataclasses.replace(Choice(precision, jit_compile, "").applied(config), dry_run=True)
     try:
         with runtime(strategy=config.runtime.strategy, precision=precision, seed=config.runtime.seed) as strategy:
             assembly = assemble(task, candidate, splits, strategy)

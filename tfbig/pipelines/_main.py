@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -94,6 +95,9 @@ def run(task: Task, config: RunConfig) -> Outcome:
             "it, and take `python -m tfbig launch --tune --workers 2 JOB` for several processes."
         )
     team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    if team.num_workers > 1:
+        # What TensorFlow says of a lost worker, in many lines; ours is one, and names it.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import_tensorflow()
         outcome = _run(task, config, team) if team.is_chief else run_as_worker(task, config, team)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from tfbig import cluster
 from tfbig.config import RunConfig, flatten
-from tfbig.errors import TfbigError, UsageError
+from tfbig.errors import UsageError
 from tfbig.team import Team
 from tfbig.training.run_directory import UnwrittenRun
 from tfbig.training.task import Task
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Where a host has its data and a user wants the results; `resume` is the chief's to act on.
 _OF_THE_HOST = ("run_dir", "resume", "export.dir", "data.dir", "data.source", "runtime.start_timeout_s")
+
+# What TensorFlow raises where a collective ends because another worker did; by name, for TensorFlow may not be loaded.
+_ERRORS_OF_A_LOSS = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError")
 
 
 def workers_of(config: RunConfig) -> cluster.Cluster | None:
@@ -35,11 +38,6 @@ def workers_of(config: RunConfig) -> cluster.Cluster | None:
             "--runtime.strategy multiworker needs TF_CONFIG to name at least two workers; set it for each process, or "
             "take `python -m tfbig launch --workers 2 JOB` to try it on this machine."
         )
-    if found is not None and config.tune.is_search:
-        raise UsageError(
-            "A search is divided by `python -m tfbig launch --tune`, a trial a process, and not by TF_CONFIG; unset "
-            "TF_CONFIG, or give --runtime.strategy none."
-        )
     return None if config.dry_run else found
 
 
@@ -53,10 +51,8 @@ def telling_losses(team: Team) -> Iterator[None]:
     """An error that came from another worker's end says so, and not where TensorFlow noticed it."""
     try:
         yield
-    except TfbigError:
-        raise
     except Exception as error:
-        lost = team.loss()
+        lost = team.loss() if type(error).__name__ in _ERRORS_OF_A_LOSS else None
         if lost is None:
             raise
         raise lost from error

@@ -121,8 +121,8 @@ def _computed(trunk: keras.Model, split: Split, batch_size: int) -> Iterator[np.
     strategy, missing = trunk.distribute_strategy, len(split)
     if is_over_workers(strategy):
         # Each worker for itself, and by itself: what one of them finds in its cache, another may have to compute.
-        alone = tf.function(lambda x: trunk(x, training=False), reduce_retracing=True)
-        computed = (alone(x) for x in dataset)
+        alone = tf.function(lambda x: strategy.run(trunk, args=(x,), kwargs={"training": False}), reduce_retracing=True)
+        computed = (strategy.experimental_local_results(alone(x))[0] for x in dataset)
     else:
         trunk.make_predict_function()
         distributed = strategy.experimental_distribute_dataset(dataset)

@@ -24,6 +24,9 @@ class Learner(keras.Model):
         rule: Turns the losses into gradients.
     """
 
+    train_function: Callable | None
+    test_function: Callable | None
+
     def __init__(self, network: keras.Model, objective: Objective, rule: GradientRule) -> None:
         super().__init__(name="learner")
         self.network = network

@@ -88,7 +88,9 @@ class RunState(keras.callbacks.Callback):
         for name, members in groups.items():
             checkpoints.assign(name, members, from_chief(strategy, [np.asarray(variable) for variable in members]))
         if self._ledger.step:
-            here = self._half_epoch_metrics or [np.asarray(v) for v in self._groups()["metrics"]]
+            # The others' only give the shapes: to read a metric is to sum it over all workers.
+            empty = [np.zeros(v.shape, v.dtype) for v in self._learner.metrics_variables]
+            here = self._half_epoch_metrics or empty
             self._half_epoch_metrics = from_chief(strategy, here)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:

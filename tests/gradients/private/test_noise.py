@@ -61,13 +61,13 @@ def _assert_nothing_shared(tensors: dict[tuple[int, ...], np.ndarray]) -> None:
 
 
 def test_variables_of_any_size_share_no_draw() -> None:
-    """Small ones are drawn together, in more than one draw, with large ones between them."""
-    shapes = [(7, 3), (2**14,), (), *[(2**13,)] * 20, (130, 128), (5,)]
+    """Small ones are drawn together, here in two draws of one size and another, and large ones by themselves."""
+    shapes = [*[(2**13,)] * 8, (2**14,), *[(2**13,)] * 24, (128, 128), (), (7, 3)]
     drawn = GaussianNoise(SECRET)(shapes, tf.constant(3))
     assert [tuple(tensor.shape) for tensor in drawn] == shapes
     numbers = np.concatenate([tensor.numpy().ravel() for tensor in drawn])
-    # Of 2**32 angles and radii each, some meet by chance; a shared stream would meet by the thousand.
-    assert len(numbers) - len(np.unique(numbers)) < 0.02 * len(numbers)
+    # Some of the many float32 numbers meet by chance; those of a shared stream would all meet.
+    assert len(numbers) - len(np.unique(numbers)) < 0.01 * len(numbers)
     again = GaussianNoise(SECRET)(shapes, tf.constant(3))
     for one, other in zip(drawn, again, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -16,12 +16,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
-
-from dp_accounting import DpEvent
+from typing import TYPE_CHECKING, cast
 
 from tfbig.gradients.private.mechanism import Mechanism, Noise, Sampling
 from tfbig.gradients.private.selection import Selection
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 _FORMAT = "tfbig-privacy-ledger-1"
 _MECHANISM = tuple(field.name for field in dataclasses.fields(Mechanism))

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-
-import dp_accounting
-from dp_accounting import dp_event
+from typing import TYPE_CHECKING
 
 from tfbig.errors import UsageError
 from tfbig.gradients.private.accounting import accountant_for, composed_epsilon, least_sigma
 from tfbig.gradients.private.mechanism import Accountant, Mechanism
+from tfbig.startup import deferred
+
+if TYPE_CHECKING:
+    import dp_accounting
+else:
+    # It brings SciPy, and most runs are not private.
+    dp_accounting = deferred("dp_accounting")
 
 _GEOMETRIC = 1.0
 _LEAST_SHARE = 0.995
@@ -47,7 +52,7 @@ class Selection:
         trial = self.mechanism.event(self.num_steps)
         if self.mean_trials is None:
             return dp_accounting.SelfComposedDpEvent(trial, self.num_trials)
-        return dp_event.RepeatAndSelectDpEvent(trial, self.mean_trials, _GEOMETRIC)
+        return dp_accounting.dp_event.RepeatAndSelectDpEvent(trial, self.mean_trials, _GEOMETRIC)
 
     @property
     def accountant(self) -> Accountant:

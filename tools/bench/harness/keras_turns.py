@@ -14,4 +14,8 @@ class AfterStep(keras.callbacks.Callback):
         self._turns = turns
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if self._turns.ends_turn:
+            # Figures that are tensors still may be those of a step that a device has not done.
+            for value in (logs or {}).values():
+                float(value)
         self._turns.step_done()

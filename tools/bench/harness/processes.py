@@ -55,13 +55,14 @@ class Worker:
     Args:
         command: Of a script that makes `Turns`.
         variables: Its environment.
+        clock: What a turn's time is: cpu_s or wall_s.
 
     Raises:
         Unavailable: It cannot be started, failed, or does not answer.
     """
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
-        self._command = list(command)
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], *, clock: str = "cpu_s") -> None:
+        self._command, self._clock = list(command), clock
         self._log = tempfile.TemporaryFile("w+")
         listens, answers = os.pipe()
         self._answers = os.fdopen(listens)
@@ -82,14 +83,14 @@ class Worker:
         self.facts = self._answer()
 
     def turn(self, num_steps: int) -> float:
-        """CPU seconds a step, over a turn of `num_steps`, at least 1."""
+        """Seconds a step, over a turn of `num_steps`, at least 1."""
         try:
             print(num_steps, file=self._process.stdin, flush=True)
         except BrokenPipeError:
             # The answer that does not come says why.
             pass
         found = self._answer()
-        return found["cpu_s"] / found["num_steps"]
+        return found[self._clock] / found["num_steps"]
 
     def close(self) -> None:
         """Ends the process."""

@@ -3,7 +3,8 @@
 Standard library only: it is imported in the environment of every tool. The tool trains with its own loop
 (`fit`, `Trainer.train`) and calls `Turns.step_done` after each step. CPU time is that of the whole process, all
 its threads, from the end of one turn to the end of the next: what a pipeline prefetches while others have their
-turn belongs to the steps that use it.
+turn belongs to the steps that use it. Wall time, for devices that compute while the process waits, is that of the turn
+alone; a tool whose steps end before the device has done so waits for it where `ends_turn` says so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ class Turns:
         self._left, self._num_steps, self._facts = warm_up_steps, warm_up_steps, facts
         # Not stdout, where libraries print what they like.
         self._answers = os.fdopen(int(os.environ[ANSWERS]), "w")
-        self._cpu_s = 0.0
+        self._cpu_s, self._begun_at = 0.0, time.perf_counter()
+
+    @property
+    def ends_turn(self) -> bool:
+        """Whether the step that is being counted is the last one before the answer."""
+        return self._left == 1
 
     def step_done(self) -> None:
         """Counts a step. After the last of a turn it answers and waits for the next; ends the process at the end.
@@ -43,12 +49,14 @@ class Turns:
         if self._left:
             return
         cpu_s = time.process_time()
-        self._answer({"cpu_s": cpu_s - self._cpu_s, "num_steps": self._num_steps, **self._facts})
+        spent = {"cpu_s": cpu_s - self._cpu_s, "wall_s": time.perf_counter() - self._begun_at}
+        self._answer({**spent, "num_steps": self._num_steps, **self._facts})
         self._cpu_s, self._facts = cpu_s, {}
         line = sys.stdin.readline()
         if not line:
             raise SystemExit(0)
         self._left = self._num_steps = int(line)
+        self._begun_at = time.perf_counter()
 
     def _answer(self, content: dict[str, object]) -> None:
         print(json.dumps(content), file=self._answers, flush=True)

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer on PyTorch: the rows' networks from their configurations, `bf16=True` on the CPU."""
+"""Hugging Face Trainer on PyTorch: networks from their configurations, `bf16=True`, on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class AfterStep(TrainerCallback):
         self._turns = turns
 
     def on_step_end(self, *_: object, **__: object) -> None:
+        if self._turns.ends_turn and torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._turns.step_done()
 
 
@@ -79,7 +81,7 @@ def arguments(seed: int, folder: str) -> TrainingArguments:
         lr_scheduler_type="cosine",
         weight_decay=work.WEIGHT_DECAY,
         max_grad_norm=0.0,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=True,
         seed=seed,
         report_to="none",

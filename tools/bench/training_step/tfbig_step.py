@@ -22,12 +22,14 @@ from work import ROWS, Row
 
 import tfbig
 from tfbig.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, RuntimeConfig, TrainConfig
-from tfbig.data.splits import DataSpec, Split, Splits, batches
+from tfbig.data.splits import DataSpec, Split, Splits
 from tfbig.networks.backbones import Backbone
 from tfbig.networks.heads import classifier
 from tfbig.pipelines.image_finetune import TASK, ImageOptions
 from tfbig.runtime import runtime
 from tfbig.training.assembly import assemble
+from tfbig.training.callback_list import StepCallbacks
+from tfbig.training.distribution import fed
 
 
 def transformed(network: keras.Model, transform: str) -> keras.Model:
@@ -111,7 +113,9 @@ def main() -> None:
         packages = ("keras", "tensorflow", "numpy")
         facts["versions"] = {"tfbig": tfbig.__version__} | {name: importlib.metadata.version(name) for name in packages}
         after = AfterStep(Turns(warm_up_steps=work.WARM_UP_STEPS, facts=facts))
-        assembly.learner.fit(batches(assembly.train, assembly.plan), callbacks=[after], shuffle=False, verbose=0)
+        learner = assembly.learner
+        data = fed(strategy, assembly.train, assembly.plan)
+        learner.fit(data, callbacks=StepCallbacks([after], learner), shuffle=False, verbose=0)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ Standard library only: it is imported in the environment of every tool.
 - `vit_tiny`: width 192, 12 pre-norm blocks, 3 heads, gelu MLPs of 4 times the width, patches of 16, class token,
   learned positions; Touvron et al. 2021, arXiv 2012.12877.
 
-All: 224 pixels, batches of 16, 10 classes, random weights, AdamW with weight decay, no clipping of gradients, no
-dropout, bfloat16 with variables in float32.
+All: 224 pixels, batches of 16 (on a processor), 10 classes, random weights, AdamW with weight decay, no clipping of
+gradients, no dropout, bfloat16 with variables in float32.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-BATCH_SIZE = 16
+BATCH_SIZE = int(os.environ.get("TFBIG_BENCH_BATCH_SIZE", "16"))
+"""Of the table; `tools/bench/gpu.py` asks for larger ones, as GPUs need them."""
 SIDE = 224
 NUM_CLASSES = 10
 NUM_IMAGES = 64
@@ -23,7 +25,7 @@ NUM_STEPS = 100_000
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.03
 WARM_UP_STEPS = 3
-ROOF_SIDE = 2048
+ROOF_SIDE = int(os.environ.get("TFBIG_BENCH_ROOF_SIDE", "2048"))
 
 WIDTH = 192
 DEPTH = 12

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""What tfbig's `fit` costs over a bare `keras.Model.fit` of the same network: CPU time of a step.
+
+    python tools/bench/fit_overhead.py --json
+
+Both train the very network that image_finetune builds, with tfbig's faster forms of layers, by AdamW, on images in
+memory, without validation. `tfbig` is the whole of `fit`: its learner and optimizer, the plan of its batches, and all
+its callbacks in a run directory; `keras` is `compile` and `fit` with Keras's own optimizer and tf.data's shuffling.
+A process each, on one thread, which take turns of some steps in one call. The last line of stdout is
+{"small_cnn": {"ratio", "ms": {"tfbig", "keras"}}, ..., "versions", "cores", "seed"}.
+
+- `ratio`: median CPU time of tfbig's step over that of Keras's; at 1.02 ours costs 2 % more, below 1 less.
+
+What cannot be measured is null, and the table says why; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
+
+from environments import Unavailable, clean_variables
+from flags import names
+from processes import HARNESS, VARIABLES, Worker
+
+SCRIPTS = Path(__file__).resolve().parent / "fit_overhead"
+ROOT = SCRIPTS.parents[2]
+SIDES = {"tfbig": "tfbig_fit.py", "keras": "keras_fit.py"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network, and the batch that it is trained with."""
+
+    backbone: str
+    batch_size: int
+
+
+ROWS = {
+    "small_cnn": Row("scratch:small_cnn", 32),
+    "convnet": Row("scratch:convnet", 64),
+    "mobilenet": Row("apps:MobileNetV2", 8),
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Found:
+    """What was measured of one row.
+
+    Args:
+        seconds: By side: CPU seconds a step of each turn.
+        versions: By side.
+        absent: By side: why there is nothing.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def median(self, side: str) -> float | None:
+        """CPU seconds a step; None where there is nothing."""
+        times = [] if side in self.absent else self.seconds.get(side, [])
+        return statistics.median(times) if times else None
+
+    def ratio(self) -> float | None:
+        """Time of tfbig over that of Keras."""
+        ours, theirs = self.median("tfbig"), self.median("keras")
+        return None if ours is None or theirs is None else ours / theirs
+
+
+def main() -> int:
+    """Measure, and print what was found."""
+    args = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    found = {row: measure(row, args) for row in args.rows}
+    print(table(found), file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(summary(found, seed=args.seed)))
+    return int(any(row.ratio() is None for row in found.values()))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
+    made.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
+    made.add_argument("--turns", type=_count, default=9, help="of each side (default %(default)s)")
+    made.add_argument("--steps", type=_count, default=20, help="in a turn (default %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="of weights, images and batches (default %(default)s)")
+    return made
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1000, got {text!r}; 9 to 50 is usual")
+    return int(text)
+
+
+def measure(row: str, args: argparse.Namespace) -> Found:
+    """Both sides of one row, in turns; every other round goes the other way round."""
+    found = Found()
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for side in SIDES:
+            try:
+                workers[side] = worker = Worker(*started(side, ROWS[row], args.seed))
+            except Unavailable as why:
+                found.absent[side] = str(why)
+                continue
+            stack.callback(worker.close)
+            found.versions[side] = worker.facts["versions"]
+        for turn in range(args.turns):
+            for side in [*workers] if turn % 2 == 0 else [*workers][::-1]:
+                if side in found.absent:
+                    continue
+                try:
+                    found.seconds.setdefault(side, []).append(workers[side].turn(args.steps))
+                except Unavailable as why:
+                    found.absent[side] = str(why)
+    logger.info("%s", table({row: found}))
+    return found
+
+
+def started(side: str, row: Row, seed: int) -> tuple[list[str], dict[str, str]]:
+    """Command and environment variables of a side's process."""
+    flags = ["--backbone", row.backbone, "--batch_size", str(row.batch_size), "--seed", str(seed)]
+    variables = {**clean_variables(), **VARIABLES, "PYTHONPATH": os.pathsep.join([str(HARNESS), str(ROOT)])}
+    return [sys.executable, str(SCRIPTS / SIDES[side]), *flags], variables
+
+
+def summary(found: Mapping[str, Found], *, seed: int) -> dict[str, object]:
+    """The ratios as the last line gives them; null where there is none."""
+    result: dict[str, object] = {}
+    versions: dict[str, dict[str, str]] = {}
+    for row, its in found.items():
+        ratio = its.ratio()
+        ms = {side: round(1e3 * seconds, 2) for side in SIDES if (seconds := its.median(side)) is not None}
+        result[row] = {"ratio": None if ratio is None else round(ratio, 3), "ms": ms}
+        versions |= its.versions
+    return {**result, "versions": versions, "cores": os.cpu_count(), "seed": seed}
+
+
+def table(found: Mapping[str, Found]) -> str:
+    """Lines of text, one a side and row: the median, the range of the turns, and the ratio."""
+    lines = ["{:<12}{:<8}{:>9}{:>9}{:>9}{:>8}".format("row", "side", "ms", "lowest", "highest", "ratio")]
+    for row, its in found.items():
+        for side in SIDES:
+            median, ratio = its.median(side), its.ratio()
+            if median is None:
+                lines.append(f"{row:<12}{side:<8}{'-':>9}   {its.absent.get(side, 'no turn')}")
+                continue
+            times = [1e3 * seconds for seconds in its.seconds[side]]
+            shown = f"{ratio:8.3f}" if side == "tfbig" and ratio is not None else ""
+            lines.append(f"{row:<12}{side:<8}{1e3 * median:9.2f}{min(times):9.2f}{max(times):9.2f}{shown}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

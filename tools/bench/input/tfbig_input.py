@@ -1,0 +1,37 @@
+"""tfbig: what `image_finetune --options.augment resized_crop,flip` trains on, by the job's own functions."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import read
+
+import tfbig
+from tfbig.config import DataConfig, RunConfig, RuntimeConfig
+from tfbig.data.splits import IndexPlan, batches
+from tfbig.pipelines.image_finetune import TASK, ImageOptions
+
+_NUM_STEPS = 100_000
+"""More than are ever run, as in a long epoch."""
+
+
+def main() -> None:
+    args = read.arguments()
+    config = RunConfig(
+        data=DataConfig(source=f"folder:{args.folder}", batch_size=read.BATCH_SIZE),
+        runtime=RuntimeConfig(seed=args.seed),
+        options=ImageOptions(augment="resized_crop,flip"),
+    )
+    network = keras.Sequential([keras.Input((read.SIDE, read.SIDE, 3)), keras.layers.Flatten()])
+    splits = TASK.prepare(TASK.load(config), network)
+    train = splits.train.subset(np.resize(np.arange(len(splits.train)), _NUM_STEPS * read.BATCH_SIZE))
+    plan = IndexPlan(len(train), read.BATCH_SIZE, seed=args.seed)
+    turns = read.turns("tensorflow", "keras", tfbig=tfbig.__version__)
+    for x, _, _ in batches(train, plan, augment=TASK.augment(config, splits.spec)):
+        if x.shape != (read.BATCH_SIZE, read.SIDE, read.SIDE, 3):
+            raise ValueError(f"got a batch of {x.shape}")
+        turns.step_done()
+
+
+if __name__ == "__main__":
+    main()
