@@ -5,6 +5,10 @@ line prints it without a traceback and exits with `exit_code`.
 """
 
 
+DISK_FULL = "No space left on device"
+"""What any library's error says of a full disk; TensorFlow's has the type that it has for too small a memory."""
+
+
 class TfbigError(Exception):
     """An error whose message is meant for the user."""
 

@@ -84,9 +84,10 @@ def trained(
             environment[_choice.NAME] = choice.record()
         if config.resume == "never" and team.is_chief:
             begin_anew(assembly, config, run_directory)
-        run_directory.update_status("running")
         refuse_other_data(assembly.splits.manifest, run_directory)
+        # First of all its files, for by it the folder of a run that was killed is known as one.
         run_directory.write_text("config.yaml", to_yaml(task, written))
+        run_directory.update_status("running")
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         yield assembly, fit(assembly, config, run_directory, team=team)
