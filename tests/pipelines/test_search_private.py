@@ -101,6 +101,7 @@ def test_a_search_that_is_refused_anew_leaves_the_old_one(tmp_path: Path, capsys
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_failed_private_trials_keep_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 6)
     run = tmp_path / "search"
