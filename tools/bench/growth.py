@@ -169,9 +169,8 @@ def growth(points: Sequence[Mapping[str, float]], unit: str) -> dict[str, float]
 
 def per_unit(points: Sequence[Mapping[str, float]], unit: str) -> dict[str, float]:
     """By figure: what one more unit costs, between the last two points."""
-    return {
-        name: (after - before) / (points[-1][unit] - points[-2][unit]) for name, before, after in _last_two(points, unit)
-    }
+    more = points[-1][unit] - points[-2][unit] if len(points) > 1 else 1
+    return {name: float(f"{(after - before) / more:.4g}") for name, before, after in _last_two(points, unit)}
 
 
 def _last_two(points: Sequence[Mapping[str, float]], unit: str) -> Iterator[tuple[str, float, float]]:
