@@ -1,5 +1,6 @@
 """The manifest: what JSON can hold, with counts that add up, and faults that training's decoder finds."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,20 @@ def test_inspection_reads_every_file_once_in_order(tmp_path: Path) -> None:
     assert found.digests.tolist() == [digest(path.read_bytes()) for path in paths]
     assert sorted(found.faults) == [0, 50, 100, 150]
     assert all("JPEG" in reason for reason in found.faults.values())
+
+
+def test_the_fingerprint_is_the_hash_of_all_lines_in_their_order() -> None:
+    parts, digests, lines = {}, {}, []
+    # The last name is no UTF-8: byte by byte it comes before the one in front of it.
+    for role, names in (("train", ["b", "a b", "a"]), ("test", ["b", "\U0001f600", "c\udce9"])):
+        parts[role] = file_split(Path(), names, np.array([2, 0, 1], np.int32))
+        digests[role] = np.array([digest(name.encode("utf-8", "surrogateescape")) for name in names])
+        rows = zip(names, digests[role], [2, 0, 1], strict=True)
+        lines += [f"{role}\0{name}\0{content.decode()}\0{label}\n" for name, content, label in rows]
+    found = manifest(
+        parts, digests, class_names=list("xyz"), origins=dict.fromkeys(parts, "given"), settings={}, unreadable={},
+        ignored=[],
+    )  # fmt: skip
+    whole = "".join(sorted(lines)).encode("utf-8", "surrogateescape")
+    # What runs and feature caches hold already must not change.
+    assert found["fingerprint"] == hashlib.blake2b(whole, digest_size=16).hexdigest()
