@@ -74,14 +74,17 @@ class Split:
     def subset(self, indices: np.ndarray) -> Split:
         """The same examples under new indices 0..len(indices)-1."""
         table = np.asarray(indices, np.int64)
-        payload, gather, fetch_part = self.payload, self.gather, self.fetch_part
+        fetch, payload, gather, fetch_part = self.fetch, self.payload, self.gather, self.fetch_part
+        with tf.device("CPU"):
+            # Eager: handed to the graph by reference. A million indices as a constant would be copied with it.
+            where = tf.constant(table)
         return Split(
-            fetch=lambda i: self.fetch(tf.gather(table, i)),
+            fetch=lambda i: fetch(tf.gather(where, i)),
             labels=self.labels[table],
             names=[self.names[i] for i in table],
             payload=None if payload is None else lambda i: payload(int(table[i])),
-            gather=None if gather is None else lambda i: gather(tf.gather(table, i)),
-            fetch_part=None if fetch_part is None else lambda i, draws: fetch_part(tf.gather(table, i), draws),
+            gather=None if gather is None else lambda i: gather(tf.gather(where, i)),
+            fetch_part=None if fetch_part is None else lambda i, draws: fetch_part(tf.gather(where, i), draws),
         )
 
 
