@@ -195,6 +195,7 @@ def _run_trial(
             raise
         reason = str(error) if isinstance(error, (DivergedError, UsageError)) else "the memory is too small"
         run.update_status("failed", reason=reason, finished=now())
+        write_trial(trials.folder.parent / "tensorboard", trial.name, trial.values, {})
         trials.fail(trial, reason)
         log.warning("trial %s failed: %s", trial.name, reason)
         return

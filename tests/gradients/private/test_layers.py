@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfbig.gradients.private import convolutions
-from tfbig.gradients.private.contributions import prefer_gram_matrices
 from tfbig.gradients.private.layers import has_rule
 from tfbig.networks import backbones
 from tfbig.networks.heads import InferenceModel, classifier
@@ -157,7 +156,6 @@ TAPPED: dict[str, Callable[[], Case]] = {
     "dense": lambda: _chain((10,), kl.Dense(16, activation="relu")),
     "dense, Gram matrices": lambda: _chain((6, 40), kl.Dense(30, activation="gelu"), kl.Dense(40)),
     "dense, products": lambda: _chain((6, 5), kl.Dense(7, activation="gelu"), kl.Dense(8, use_bias=False)),
-    "dense, products that cost less": lambda: _chain((40, 100), kl.Dense(100, activation="gelu")),
     "dense of rank 4": lambda: _chain((3, 4, 5), kl.Dense(7, activation="tanh")),
     "dense subclass": lambda: _chain((6, 5), Doubled(7, activation="tanh")),
     "dense by keyword": lambda: _chain((6, 5), KeywordInput()),
@@ -296,18 +294,6 @@ def test_what_cannot_be_tapped_is_computed_by_example_and_said(
 @pytest.mark.parametrize("name", ["tied weights", "merged axes"])
 def test_by_example_with_xla(name: str, reference: SimpleNamespace) -> None:
     reference.check_against_loop(*BY_EXAMPLE[name][0](), engine="by_example", jit=True)
-
-
-@pytest.mark.parametrize(
-    ("t", "d", "p", "gram"),
-    [
-        (64, 192, 192, False), (197, 768, 768, False), (64, 192, 768, True), (4, 192, 192, True), (50, 768, 768, True),
-        (64, 192, 8, False), (1000, 64, 4096, False),
-    ],
-)  # fmt: skip
-def test_products_are_kept_where_they_cost_less_and_fit(t: int, d: int, p: int, gram: bool) -> None:
-    assert prefer_gram_matrices(t, d, p) == prefer_gram_matrices(t, p, d) == gram
-    assert gram or d * p <= 2 * t * (d + p)
 
 
 def test_a_subclass_that_computes_otherwise_has_no_rule() -> None:

@@ -21,10 +21,6 @@ import tensorflow as tf
 
 # Of a sum of products of Gram matrices, over the sum of its diagonal: 16 units in float32's last place.
 _ROUNDING = 16 * 2.0**-23
-# A number that is written, squared and read again costs as many multiply-adds, measured on a processor.
-_ACCESSES = 26
-# What kept products may take of the memory that inputs and output gradients would; the forward pass left as much free.
-_MOST_MEMORY = 2.0
 
 
 class Contribution(Protocol):
@@ -135,20 +131,8 @@ class EmbeddingRows:
 
 
 def prefer_gram_matrices(t: int, d: int, p: int) -> bool:
-    """Whether two (T, T) Gram matrices cost less than a kept (D, P) product.
-
-    After Gram matrices the clipped sum is one more matrix product, while a kept product is only read again; but it
-    stays in memory, where the inputs and output gradients that it replaces take T * (D + P) numbers.
-
-    Args:
-        t: Positions of an example.
-        d: Inputs.
-        p: Outputs.
-    """
-    kept, replaced = d * p, t * (d + p)
-    if kept <= replaced:
-        return False
-    return kept > _MOST_MEMORY * replaced or t * replaced < _ACCESSES * kept
+    """Whether two (T, T) Gram matrices cost less than one (D, P) product, in arithmetic and in memory."""
+    return 2 * t * t < d * p and t * (d + p) < d * p
 
 
 def sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
