@@ -31,8 +31,8 @@ def _branches() -> keras.Model:
     shared = layers.Conv2D(6, 3, padding="same")
     read_twice = layers.Conv2D(6, 3, padding="same")(images)
     normed = layers.BatchNormalization()(layers.Conv2D(6, 1)(images))
-    called_twice = layers.BatchNormalization()(shared(shared(images)))
-    sums = [layers.BatchNormalization()(read_twice), read_twice, layers.ReLU()(normed), normed, called_twice]
+    called_twice = [layers.BatchNormalization()(shared(images)), shared(layers.ReLU()(images))]
+    sums = [layers.BatchNormalization()(read_twice), read_twice, layers.ReLU()(normed), normed, *called_twice]
     return keras.Model(images, layers.Add()(sums))
 
 
