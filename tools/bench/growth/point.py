@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from scripts import versions
 
 import tfbig
 
@@ -73,6 +74,5 @@ def first_step(task: Task, config: RunConfig, splits: Splits) -> Assembly:
 
 def answer(**facts: object) -> None:
     """Prints what the bench reads: one object in the last line."""
-    versions = {"tfbig": tfbig.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
-    print(json.dumps({**facts, "versions": versions}))
+    found = {"tfbig": tfbig.__version__} | versions("tensorflow", "keras", "numpy")
+    print(json.dumps({**facts, "versions": found}))

@@ -9,8 +9,9 @@ import os
 import time
 
 import frozen
+from scripts import arguments
 
-args = frozen.arguments()
+args = arguments(has_work=True)
 os.environ["TFBIG_CACHE"] = str(args.work / "cache")
 
 from tfbig.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, RuntimeConfig, TrainConfig  # noqa: E402

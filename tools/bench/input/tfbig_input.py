@@ -9,6 +9,7 @@ import argparse
 import keras
 import numpy as np
 import read
+from scripts import arguments
 
 import tfbig
 from tfbig.config import DataConfig, RunConfig, RuntimeConfig
@@ -21,7 +22,7 @@ _NUM_STEPS = 100_000
 
 
 def main() -> None:
-    args = read.arguments()
+    args = arguments()
     with runtime(strategy="none", precision="float32", seed=args.seed):
         read_batches(args)
 
