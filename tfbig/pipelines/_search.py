@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from tfbig.config import RunConfig
-from tfbig.errors import DISK_FULL, DivergedError, EnvironmentFault, TfbigError, UsageError
+from tfbig.errors import DivergedError, EnvironmentFault, TfbigError, UsageError, shortage
 from tfbig.pipelines._command_line import to_yaml
+from tfbig.pipelines._runtime import runtime_of
 from tfbig.pipelines._search_space import parameters
 from tfbig.pipelines._stages import Outcome, conclude, refuse_other_data, trained
 from tfbig.training.conflicts import check_conflicts
@@ -257,12 +258,9 @@ def _run_trial(
 
 def _failure(error: BaseException) -> str | None:
     """Why a trial failed; None where what happened is not the trial's."""
-    import tensorflow as tf
-
-    if DISK_FULL in str(error):
-        return None
-    if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
-        return "the memory is too small"
+    short_of = shortage(error)
+    if short_of is not None:
+        return "the memory is too small" if short_of == "memory" else None
     return str(error) if isinstance(error, (DivergedError, UsageError)) else None
 
 
@@ -323,7 +321,6 @@ def _concluded(
     epsilon: float | None,
 ) -> Outcome:
     """Makes the best trial's network the search's, and judges it, alone of all, on the test split."""
-    from tfbig.runtime import runtime
     from tfbig.training import private_state
     from tfbig.training.assembly import assemble
     from tfbig.training.environment import describe
@@ -338,13 +335,7 @@ def _concluded(
     winner = dataclasses.replace(_config_of(config, best, run_directory), export=config.export)
     shutil.rmtree(run_directory.checkpoints, ignore_errors=True)
     shutil.copytree(trials.folder / best.name / "checkpoints", run_directory.checkpoints)
-    settings = winner.runtime
-    with runtime(
-        strategy=settings.strategy,
-        precision=settings.precision,
-        seed=settings.seed,
-        exact_float32=config.dp.is_private,
-    ) as strategy:
+    with runtime_of(winner) as strategy:
         state = private_state.read(run_directory.checkpoints) if config.dp.is_private else None
         assembly = assemble(task, winner, splits, strategy, state)
         ledger = restore_final(assembly, winner, run_directory)

@@ -29,7 +29,7 @@ from tfbig.errors import (
     TfbigError,
     UsageError,
 )
-from tfbig.suggest import nearest
+from tfbig.pipelines._processes import devices_of_workers, job_module, started
 from tfbig.training.journal import NAME as JOURNAL
 from tfbig.training.run_directory import RunDirectory
 from tfbig.training.task import Task
@@ -83,7 +83,7 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
     from tfbig.pipelines._search_space import check_search
     from tfbig.training.conflicts import check_conflicts
 
-    module = job if "." in job else job_module(job)
+    module = job_module(job)
     task = _task(module)
     options = [word for word in words if word in ("--debug", "--print_config")]
     words = [word for word in words if word not in options]
@@ -109,16 +109,6 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
             return _supervised(workers, run_directory, starts_anew=config.resume == "never")
 
 
-def job_module(job: str) -> str:
-    """A job of one's own lies in the folder that one is in, as `python -m` finds it."""
-    jobs = [path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "job"]
-    if job in jobs:
-        return f"tfbig.pipelines.{job}"
-    if Path(f"{job}.py").is_file():
-        return job
-    raise UsageError(f"launch needs one of the jobs {', '.join(jobs)}, or a module, got {job!r}.{nearest(job, jobs)}")
-
-
 def _task(module: str) -> Task:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -129,21 +119,6 @@ def _task(module: str) -> Task:
     if not isinstance(task, Task):
         raise UsageError(f"The module {module} must define TASK, a Task, but does not.")
     return task
-
-
-def devices_of_workers(num_workers: int) -> list[dict[str, str]]:
-    """What each worker finds in its environment: a GPU of its own where there are some, else its share of the cores."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    if visible is not None:
-        gpus = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    if gpus:
-        if num_workers > len(gpus):
-            raise UsageError(f"launch gives each worker a GPU, and there are {len(gpus)}; give --workers {len(gpus)}.")
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:num_workers]]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
-    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return [{name: threads for name in names if name not in os.environ}] * num_workers
 
 
 class _Worker:
@@ -157,7 +132,7 @@ class _Worker:
 
     def __init__(self, number: int, command: Sequence[str], devices: dict[str, str]) -> None:
         self.number = number
-        self._command, self._environment = command, {**os.environ, **devices, _WORKER: str(number)}
+        self._command, self._environment = command, {**devices, _WORKER: str(number)}
         self.last_error, self.last_line = "", ""
         self.process: subprocess.Popen | None = None
 
@@ -167,16 +142,9 @@ class _Worker:
         Args:
             starts_anew: Whether it puts a new search in the place of the one in the folder.
         """
-        self.process = subprocess.Popen(
-            [*self._command, "--resume=never" if starts_anew else "--resume=auto"],
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        command = [*self._command, "--resume=never" if starts_anew else "--resume=auto"]
+        # It ends when its standard input does, see `end_with_launcher`.
+        self.process = started(command, self._environment, stdin=subprocess.PIPE)
         self._readers = [
             threading.Thread(target=read, args=(self.process,), daemon=True)
             for read in (self._read_errors, self._read_output)

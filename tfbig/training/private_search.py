@@ -16,7 +16,7 @@ from tfbig.config import RunConfig
 from tfbig.gradients.private.accounting import pld_grid
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.gradients.private.mechanism import Mechanism
-from tfbig.gradients.private.record import UNCOUNTED_RUNS, UNIT
+from tfbig.gradients.private.record import UNCOUNTED_RUNS, UNIT, program
 from tfbig.gradients.private.selection import Selection, calibrated, draw_num_trials
 from tfbig.gradients.private.statement import epsilon_in_words
 
@@ -212,15 +212,7 @@ def _statement(search: PrivateSearch) -> str:
 
 
 def _recomputation(search: PrivateSearch) -> str:
-    relation = "NeighboringRelation.REPLACE_SPECIAL"
-    chosen = f"rdp.RdpAccountant(neighboring_relation={relation})"
-    selection = search.selection
+    selection, grid = search.selection, None
     if selection.accountant == "pld":
         grid = pld_grid(selection.mechanism, selection.num_steps * selection.num_trials, delta=search.delta)
-        chosen = f"pld.PLDAccountant({relation}, {grid!r})"
-    return (
-        f"from dp_accounting import NeighboringRelation, {selection.accountant}\n"
-        "from dp_accounting.dp_event import *\n"
-        f"event = {selection.event!r}\n"
-        f"print({chosen}.compose(event).get_epsilon({search.delta!r}))\n"
-    )
+    return program(selection.event, adjacency="replace_special", delta=search.delta, grid=grid)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tfbig.errors import TfbigError, UsageError
+from tfbig.training import checkpoints
 from tfbig.training.journal import Journal
 from tfbig.training.oracle import Oracle, Tuner
 from tfbig.training.run_directory import RunDirectory, RunInUse, open_run
@@ -248,8 +249,7 @@ def planned(
 
 def _progress(run: RunDirectory) -> int:
     """The steps of a trial's newest checkpoints, over all of its executions; -1 where it has none."""
-    newest: dict[Path, int] = {}
-    for folder in (run.path, *run.path.parent.glob(f"{run.path.name}.*")):
-        for path in (folder / "checkpoints").glob("step-*.npz"):
-            newest[folder] = max(newest.get(folder, 0), int(path.stem.split("-")[1]))
-    return sum(newest.values()) + len(newest) - 1
+    folders = [run.path, *run.path.parent.glob(f"{run.path.name}.*")]
+    found = (checkpoints.latest_step(folder / "checkpoints") for folder in folders)
+    steps = [step for step in found if step is not None]
+    return sum(steps) + len(steps) - 1
