@@ -15,7 +15,8 @@ import pytest
 from tfbig import team as teams
 from tfbig.cluster import Cluster
 from tfbig.errors import DataError, EnvironmentFault, UsageError, WorkerLost
-from tfbig.team import Team, Workers, meet
+from tfbig.meeting import meet
+from tfbig.team import Team, Workers
 
 SETTINGS = {"train.epochs": 3, "runtime.seed": 0}
 

@@ -2,7 +2,7 @@
 
 The form is TensorFlow's own, which Ray Train, Kubeflow's TFJob and others set:
 {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}. A "chief" counts as
-worker 0, before the others. team.py connects them. Imports no TensorFlow.
+worker 0, before the others. meeting.py connects them. Imports no TensorFlow.
 """
 
 from __future__ import annotations

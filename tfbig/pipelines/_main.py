@@ -17,6 +17,7 @@ from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, shortage
+from tfbig.meeting import meet
 from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
@@ -27,7 +28,7 @@ from tfbig.pipelines._stages import Outcome, conclude, trained
 from tfbig.pipelines._workers import common_settings, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
-from tfbig.team import Team, meet
+from tfbig.team import Team
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.task import Task
