@@ -195,3 +195,53 @@ def test_asking_one_worker_to_stop_stops_all_of_them_with_everything_saved(
     for code, _, err in pairs[-1].ends(120):
         assert code == 75 and "everything saved" in err, err[-2000:]
     assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
+
+
+_SLOW_DISK = """
+import sys, time
+from pathlib import Path
+from tfbig.pipelines.image_finetune import TASK, main
+from tfbig.startup import import_tensorflow
+
+import_tensorflow()
+from tfbig.training import checkpoints
+
+save = checkpoints.save
+
+def save_slowly(*arguments):
+    if Path("is_slow").exists():
+        time.sleep(35)
+    save(*arguments)
+    if Path("is_slow").exists():
+        Path("is_saved").touch()
+
+checkpoints.save = save_slowly
+sys.exit(main(TASK, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_all_that_stop_wait_for_a_chief_whose_disk_is_slow(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(_SLOW_DISK)
+    run_dir, ports = tmp_path / "run", _ports()
+    command = [sys.executable, "job.py", *ARGUMENTS, "--train.checkpoint_every_s", "0", "--run_dir", str(run_dir)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TF_CONFIG": _config(ports, index)},
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        _wait_for_step(run_dir, 3, processes[0])
+        (tmp_path / "is_slow").touch()
+        processes[1].send_signal(signal.SIGTERM)
+        ends = [(process, process.communicate(timeout=TIMEOUT_S)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, err) in ends:
+        assert process.returncode == 75 and "everything saved" in err, (process.returncode, err[-2000:])
+    # TensorFlow would have ended the chief before.
+    assert (tmp_path / "is_saved").exists()
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _OF_THE_HOST = ("run_dir", "resume", "export.dir", "data.dir", "data.source", "runtime.start_timeout_s")
 
 # What TensorFlow raises where a collective ends because another worker did; by name, for TensorFlow may not be loaded.
-_ERRORS_OF_A_LOSS = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError")
+_ERRORS_OF_A_LOSS = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError")
+# Also where this machine's own device, compiler or disk fails.
+_ERRORS_OF_MANY_CAUSES = ("InternalError",)
 
 
 def workers_of(config: RunConfig) -> cluster.Cluster | None:
@@ -52,7 +54,9 @@ def telling_losses(team: Team) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lost = team.loss() if type(error).__name__ in _ERRORS_OF_A_LOSS else None
+        name = type(error).__name__
+        has_other_causes = name in _ERRORS_OF_MANY_CAUSES
+        lost = team.loss(has_other_causes=has_other_causes) if name in _ERRORS_OF_A_LOSS or has_other_causes else None
         if lost is None:
             raise
         raise lost from error
@@ -105,5 +109,7 @@ def run_as_worker(task: Task, config: RunConfig, team: Team) -> tuple[dict[str, 
     if not team.decide({})["is_finished"]:
         with telling_losses(team), trained(task, config, UnwrittenRun(Path(config.run_dir or "runs")), team=team):
             pass
+        # The rest is the chief's; whether another worker than that is still there matters no more.
+        team.release()
     ended = team.decide({})
     return cast(dict[str, object], ended["result"]), cast(int, ended["exit_code"])
