@@ -73,7 +73,8 @@ def test_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch, content: object, wo
 @pytest.mark.parametrize(
     ("content", "arguments"),
     [("{cluster", []), ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}', []),
-     ("", ["--runtime.strategy", "multiworker"])],
+     ("", ["--runtime.strategy", "multiworker"]),
+     ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}', ["--runtime.jit_compile"])],
 )  # fmt: skip
 def test_a_mistake_ends_the_command_without_tensorflow(
     monkeypatch: pytest.MonkeyPatch, content: str, arguments: list[str]

@@ -33,6 +33,9 @@ from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.task import Task
 
+# Of all settings the one that has no influence on a run's result.
+_WAITING = "runtime.start_timeout_s"
+
 log = logging.getLogger(__name__)
 
 
@@ -180,7 +183,7 @@ def _path_of(task: Task, config: RunConfig) -> Path:
 
 def _run_name(task: Task, config: RunConfig) -> str:
     """Tells configurations apart, so that the same command finds its own run."""
-    left_out = ("run_dir", "resume", "export.dir", *(() if config.tune.is_search else ("tune.",)))
+    left_out = ("run_dir", "resume", "export.dir", _WAITING, *(() if config.tune.is_search else ("tune.",)))
     same = {name: value for name, value in flatten(config).items() if not name.startswith(left_out)}
     digest = hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=4).hexdigest()
     source = "".join(c if c.isalnum() else "-" for c in config.data.source.rstrip("/").split(":")[-1].split("/")[-1])
@@ -199,6 +202,7 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
     there = {name: str(value) for name, value in read_recipe(stored).items() if name != "job"}
     here = {name: str(value) for name, value in _dotted_config(task, config).items()}
     export_there, export_here = there.pop("export.dir", None), here.pop("export.dir", None)
+    here.pop(_WAITING)
     changed = [f"{name} ({there.get(name)} there, {here[name]} here)" for name in here if here[name] != there.get(name)]
     if changed:
         raise UsageError(

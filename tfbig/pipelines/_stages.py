@@ -61,9 +61,9 @@ def trained(
     from tfbig.training.environment import describe
     from tfbig.training.fit import begin_anew, fit
 
-    written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory)
-    splits = splits or loaded
     team = team or Team()
+    written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory, team=team)
+    splits = splits or loaded
     with runtime_of(config, team=team) as strategy:
         # A private run that goes on draws with the secret that it began with.
         goes_on = config.dp.is_private and config.resume != "never" and team.is_chief

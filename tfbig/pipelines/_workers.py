@@ -40,7 +40,27 @@ def workers_of(config: RunConfig) -> cluster.Cluster | None:
             "--runtime.strategy multiworker needs TF_CONFIG to name at least two workers; set it for each process, or "
             "take `python -m tfbig launch --workers 2 JOB` to try it on this machine."
         )
-    return None if config.dry_run else found
+    if config.dry_run or found is None:
+        return None
+    refuse_xla_over_workers(config)
+    return found
+
+
+def refuse_xla_over_workers(config: RunConfig) -> None:
+    """XLA has no sums over workers on CPUs (b/194942685, as its message says), and nobody has tried it on GPUs.
+
+    Args:
+        config: Of a run of several workers.
+
+    Raises:
+        UsageError: XLA is to compile the step.
+    """
+    if config.runtime.jit_compile is True:
+        raise UsageError(
+            "--runtime.jit_compile (here, or as auto chose it when the run began) does not work over the workers of "
+            "TF_CONFIG: XLA does not compile their sums. Leave it out, train in one process, or train anew with "
+            "--resume never."
+        )
 
 
 def common_settings(config: RunConfig) -> dict[str, object]:
