@@ -123,6 +123,14 @@ def test_other_settings_are_named_to_both() -> None:
         assert isinstance(found, UsageError) and "train.epochs (4 there, 3 on the chief)" in str(found)
 
 
+def test_other_versions_are_named_to_both() -> None:
+    addresses = _addresses(2)
+    calls = [lambda i=i: meet(Cluster(addresses, i), SETTINGS, timeout_s=20, versions={"keras": f"3.1{i}"})
+             for i in range(2)]  # fmt: skip
+    for found in _together(calls):
+        assert isinstance(found, EnvironmentFault) and "keras (3.11 there, 3.10 on the chief)" in str(found)
+
+
 def test_a_stranger_on_the_port_is_no_worker() -> None:
     addresses = _addresses(2)
     port = int(addresses[0].split(":")[1])

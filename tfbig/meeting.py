@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from tfbig.cluster import Cluster
 from tfbig.errors import EnvironmentFault, TfbigError, UsageError, WorkerLost
@@ -21,28 +22,36 @@ _RETRY_S = 0.2
 _LONGER_THAN_CHIEF_S = 20.0
 
 
-def meet(cluster: Cluster | None, settings: Mapping[str, object], *, timeout_s: float) -> Team:
+def meet(
+    cluster: Cluster | None,
+    settings: Mapping[str, object],
+    *,
+    timeout_s: float,
+    versions: Mapping[str, object] = MappingProxyType({}),
+) -> Team:
     """Waits until all workers are there.
 
     Args:
         cluster: All of them; None for a process alone, which waits for nobody.
         settings: Must be the same for all.
         timeout_s: Seconds to wait.
+        versions: Of the software, which must be the same for all too.
 
     Raises:
         WorkerLost: Some did not come in time.
         UsageError: They were started with different settings.
-        EnvironmentFault: This worker's port is taken.
+        EnvironmentFault: They have different versions, or this worker's port is taken.
     """
     if cluster is None:
         return Team()
     deadline = time.monotonic() + timeout_s
+    ours = {"settings": dict(settings), "versions": dict(versions)}
     own_port = int(cluster.addresses[cluster.index].rpartition(":")[2])
     with _listening(own_port) as listener:
         # The others only try their port, which TensorFlow will take.
         if cluster.is_chief:
-            return Workers(cluster, _gathered(cluster, listener, settings, deadline, timeout_s))
-    return Workers(cluster, {0: _joined(cluster, settings, deadline, timeout_s)})
+            return Workers(cluster, _gathered(cluster, listener, ours, deadline, timeout_s))
+    return Workers(cluster, {0: _joined(cluster, ours, deadline, timeout_s)})
 
 
 def _listening(port: int) -> socket.socket:
@@ -60,7 +69,7 @@ def _listening(port: int) -> socket.socket:
 
 
 def _gathered(
-    cluster: Cluster, listener: socket.socket, settings: Mapping[str, object], deadline: float, timeout_s: float
+    cluster: Cluster, listener: socket.socket, ours: Mapping[str, dict], deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """The chief's part: a connection from each other worker, all told to go or why not."""
     peers: dict[int, socket.socket] = {}
@@ -80,7 +89,7 @@ def _gathered(
             continue
         # A worker that was started twice within the wait is the later one.
         peers[index] = peer
-        refusal = _differing(cluster, index, settings, greeting.get("settings"))
+        refusal = _differing(cluster, index, ours, greeting)
     answer = {"go": True} if refusal is None else {"refused": str(refusal), "exit_code": refusal.exit_code}
     for peer in peers.values():
         with contextlib.suppress(OSError):
@@ -111,10 +120,10 @@ def _read_line(peer: socket.socket) -> Message:
     return content if isinstance(content, dict) else {}
 
 
-def _joined(cluster: Cluster, settings: Mapping[str, object], deadline: float, timeout_s: float) -> socket.socket:
+def _joined(cluster: Cluster, ours: Mapping[str, dict], deadline: float, timeout_s: float) -> socket.socket:
     """Another worker's part: the connection to the chief, once all are there."""
     host, _, port = cluster.addresses[0].rpartition(":")
-    greeting = json.dumps({"worker": cluster.index, "settings": dict(settings)}).encode() + b"\n"
+    greeting = json.dumps({"worker": cluster.index, **ours}).encode() + b"\n"
     while time.monotonic() < deadline:
         try:
             peer = socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_S * 5)
@@ -128,7 +137,8 @@ def _joined(cluster: Cluster, settings: Mapping[str, object], deadline: float, t
         if "refused" in answer:
             code = int(str(answer["exit_code"]))
             refusal = str(answer["refused"])
-            raise UsageError(refusal) if code == UsageError.exit_code else WorkerLost(refusal, code)
+            kinds = {kind.exit_code: kind for kind in (UsageError, EnvironmentFault)}
+            raise kinds[code](refusal) if code in kinds else WorkerLost(refusal, code)
         if "go" in answer:
             return peer
     raise _missing(cluster, [0], timeout_s)
@@ -142,10 +152,14 @@ def _missing(cluster: Cluster, indices: list[int], timeout_s: float) -> WorkerLo
     )
 
 
-def _differing(cluster: Cluster, index: int, ours: Mapping[str, object], theirs: object) -> UsageError | None:
-    other = theirs if isinstance(theirs, dict) else {}
-    names = [name for name in sorted({*ours, *other}) if ours.get(name) != other.get(name)]
-    if not names:
-        return None
-    shown = ", ".join(f"{name} ({other.get(name)} there, {ours.get(name)} on the chief)" for name in names[:3])
-    return UsageError(f"All workers need the same settings, but {cluster.name(index)} has others: {shown}.")
+def _differing(
+    cluster: Cluster, index: int, ours: Mapping[str, dict], theirs: Mapping[str, object]
+) -> UsageError | EnvironmentFault | None:
+    for kind, error in (("versions", EnvironmentFault), ("settings", UsageError)):
+        here, told = ours[kind], theirs.get(kind)
+        there = told if isinstance(told, dict) else {}
+        names = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+        if names:
+            shown = ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} on the chief)" for name in names[:3])
+            return error(f"All workers need the same {kind}, but {cluster.name(index)} has others: {shown}.")
+    return None

@@ -242,3 +242,35 @@ def test_all_that_stop_wait_for_a_chief_whose_disk_is_slow(tmp_path: Path) -> No
         assert process.returncode == 75 and "everything saved" in err, (process.returncode, err[-2000:])
     # The chief has come to the end of it.
     assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_same", [True, False])
+def test_workers_that_begin_with_other_weights_are_refused(tmp_path: Path, is_same: bool) -> None:
+    import keras
+
+    ports, processes = _ports(), []
+    arguments = ["--model.backbone", "keras:small.keras", "--data.limit", "60", "--train.epochs", "1", "--adapt.mode"]
+    for index in range(2):
+        host = tmp_path / f"host{index}"
+        host.mkdir()
+        keras.utils.set_random_seed(0 if is_same else index)
+        keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(),
+             keras.layers.Flatten()]
+        ).save(host / "small.keras")  # fmt: skip
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "TF_CONFIG": _config(ports, index)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tfbig.pipelines.image_finetune", *arguments, "head" if is_same else "full"],
+                cwd=host, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    try:
+        ends = [(process, process.communicate(timeout=120)[1]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, err in ends:
+        assert process.returncode == (0 if is_same else 2), err[-2000:]
+        assert ("other weights than the chief's" in err) is not is_same

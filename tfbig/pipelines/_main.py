@@ -25,7 +25,7 @@ from tfbig.pipelines._search import search, work
 from tfbig.pipelines._search_space import check_search
 from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
-from tfbig.pipelines._workers import common_settings, run_as_worker, telling_losses, workers_of
+from tfbig.pipelines._workers import common_settings, common_versions, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
 from tfbig.team import Team
@@ -99,7 +99,8 @@ def run(task: Task, config: RunConfig) -> Outcome:
             "--tune searches with processes that train apart, and TF_CONFIG names workers that train together; unset "
             "it, and take `python -m tfbig launch --tune --workers 2 JOB` for several processes."
         )
-    team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    timeout_s = config.runtime.start_timeout_s
+    team = meet(workers, common_settings(config), timeout_s=timeout_s, versions=common_versions())
     if team.num_workers > 1:
         # What TensorFlow says of a lost worker, in many lines; ours is one, and names it.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -17,7 +17,11 @@ from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._export import export_version
 from tfbig.pipelines._runtime import runtime_of
-from tfbig.pipelines._workers import chiefs_private_state, refuse_other_data_than_chiefs
+from tfbig.pipelines._workers import (
+    chiefs_private_state,
+    refuse_other_data_than_chiefs,
+    refuse_other_network_than_chiefs,
+)
 from tfbig.team import Team
 from tfbig.training.run_directory import RunDirectory, now
 from tfbig.training.task import Task
@@ -72,6 +76,7 @@ def trained(
         splits = splits or task.load(config)
         refuse_other_data_than_chiefs(splits.manifest, team)
         assembly = assemble(task, config, splits, strategy, state)
+        refuse_other_network_than_chiefs(assembly, team)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
         if choice is not None:

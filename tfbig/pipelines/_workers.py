@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import tfbig
 from tfbig import cluster
 from tfbig.config import RunConfig, flatten
 from tfbig.errors import UsageError
 from tfbig.team import Team
+from tfbig.training.environment import package_version
 from tfbig.training.run_directory import UnwrittenRun
 from tfbig.training.task import Task
 
 if TYPE_CHECKING:
+    from tfbig.training.assembly import Assembly
     from tfbig.training.private_state import PrivateState
 
 # Where a host has its data and a user wants the results; `resume` is the chief's to act on.
@@ -68,6 +72,11 @@ def common_settings(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in flatten(config).items() if name not in _OF_THE_HOST}
 
 
+def common_versions() -> dict[str, object]:
+    """The software that must be the same for all workers: what each computes is added up."""
+    return {"tfbig": tfbig.__version__, **{name: package_version(name) for name in ("tensorflow", "keras")}}
+
+
 @contextlib.contextmanager
 def telling_losses(team: Team) -> Iterator[None]:
     """An error that came from another worker's end says so, and not where TensorFlow noticed it."""
@@ -94,6 +103,31 @@ def refuse_other_data_than_chiefs(manifest: Mapping[str, object], team: Team) ->
         raise UsageError(
             "The data on this worker's host differ from the chief's; give all workers the same files, or one folder "
             "that all of them see."
+        )
+
+
+def refuse_other_network_than_chiefs(assembly: Assembly, team: Team) -> None:
+    """Each worker begins with the same weights: only gradients are added up, so a difference would stay.
+
+    Args:
+        assembly: Fresh, on all workers.
+        team: The workers.
+
+    Raises:
+        UsageError: This worker's network has other weights than the chief's.
+    """
+    if team.num_workers == 1:
+        return
+    from tfbig.training.distribution import of_this_process
+
+    found = hashlib.blake2b(digest_size=16)
+    for variable in assembly.network.variables:
+        array = of_this_process(assembly.learner.distribute_strategy, variable)
+        found.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+    if team.decide({"network": found.hexdigest()})["network"] != found.hexdigest():
+        raise UsageError(
+            "The network on this worker's host begins with other weights than the chief's; give all workers the same "
+            "file or folder as --model.backbone."
         )
 
 
