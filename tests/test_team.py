@@ -24,18 +24,18 @@ from tfbig.team import Team, Workers
 SETTINGS = {"train.epochs": 3, "runtime.seed": 0}
 
 
-def _addresses(count: int) -> tuple[str, ...]:
+def _addresses(count: int, host: str = "localhost") -> tuple[str, ...]:
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("", 0))
-    addresses = tuple(f"localhost:{one.getsockname()[1]}" for one in sockets)
+    addresses = tuple(f"{host}:{one.getsockname()[1]}" for one in sockets)
     for one in sockets:
         one.close()
     return addresses
 
 
-def _met(count: int) -> list[Team]:
-    addresses = _addresses(count)
+def _met(count: int, host: str = "localhost") -> list[Team]:
+    addresses = _addresses(count, host)
     with ThreadPoolExecutor(count) as pool:
         clusters = [Cluster(addresses, index) for index in range(count)]
         return list(pool.map(lambda one: meet(one, SETTINGS, timeout_s=20), clusters))
@@ -92,6 +92,15 @@ def test_all_follow_the_chiefs_decisions_in_its_order() -> None:
         time.sleep(0.01)
     assert chief.is_asked_to_stop
     _end(chief, *others)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_workers_meet_under_addresses_of_both_kinds(host: str) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    chief, other = _met(2, host)
+    assert _together([lambda: chief.decide({"a": 1}), lambda: other.decide({})]) == [{"a": 1}] * 2
+    _end(chief, other)
 
 
 def test_the_port_is_free_again_once_all_have_met() -> None:

@@ -56,16 +56,15 @@ def meet(
 
 def _listening(port: int) -> socket.socket:
     try:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("", port))
-        listener.listen(1024)
+        # On all addresses of the machine, of IPv6 too where it has that, whatever its name stands for elsewhere.
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+        return socket.create_server(("", port), backlog=1024)
     except OSError as error:
         raise EnvironmentFault(
             f"Port {port}, which TF_CONFIG gives this worker, cannot be used ({error.strerror or error}); end the "
             "process that has it, or give all workers another one."
         ) from error
-    return listener
 
 
 def _gathered(
