@@ -84,6 +84,7 @@ def trained(
         if config.resume == "never" and team.is_chief:
             begin_anew(assembly, config, run_directory)
         refuse_other_data(assembly.splits.manifest, run_directory)
+        refuse_other_replicas(config, strategy.num_replicas_in_sync, run_directory)
         # First of all its files, for by it the folder of a run that was killed is known as one.
         run_directory.write_text("config.yaml", to_yaml(task, written))
         run_directory.update_status("running")
@@ -139,6 +140,25 @@ def refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirector
         raise UsageError(
             f"The data has changed since the run in {run_directory.path} began; choose another --run_dir, or train it "
             "anew with --resume never."
+        )
+
+
+def refuse_other_replicas(config: RunConfig, num_replicas: int, run_directory: RunDirectory) -> None:
+    """A private run whose steps share noise goes on with as many replicas as it began with: each draws its own share.
+
+    Args:
+        config: What is to go on.
+        num_replicas: Copies of the network that train together.
+        run_directory: Where the run began.
+
+    Raises:
+        UsageError: It began with another number, and its mechanism is the tree.
+    """
+    before = run_directory.read_json("environment.json").get("num_replicas")
+    if config.dp.mechanism == "tree" and before not in (None, num_replicas):
+        raise UsageError(
+            f"The noise of --dp.mechanism tree spans steps, and the run in {run_directory.path} draws it on {before} "
+            f"devices, not {num_replicas}; go on with {before}, or train it anew with --resume never."
         )
 
 
