@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.sampling import Plan, derived_key, padded_length, secret_augmentation_seed
+from tfbig.errors import UsageError
 
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
@@ -233,8 +234,7 @@ class Parts:
             index: Scalar int64.
             key: (2,) int64 that the draws are a function of.
         """
-        if split.fetch_part is None:
-            raise ValueError("Expected examples that have parts, such as images; leave resized_crop out for others.")
+        assert split.fetch_part is not None  # `batches` has asked.
         draws = tf.random.stateless_uniform([5], key, alg="philox")
         return split.fetch_part(index, draws if self.flips else tf.concat([draws[:4], [1.0]], axis=0))
 
@@ -283,7 +283,12 @@ def batches(
         A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_length` examples, less the steps
         that `position` leaves out now; each later iteration has to leave out as many. Where `batch_length`
         is None, each batch is a step's whole one, with as many examples as the plan names for it.
+
+    Raises:
+        UsageError: `augment` takes parts of examples that have none.
     """
+    if isinstance(augment, Parts) and split.fetch_part is None:
+        raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
 
     def planned() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         epoch, first_step = position()

@@ -45,7 +45,9 @@ def fed(
         augment: See `batches`.
     """
     if strategy.num_replicas_in_sync == 1:
-        return on_device(batches(split, plan, position=position, augment=augment), strategy)
+        fed_here = batches(split, plan, position=position, augment=augment)
+        # Where steps differ in length a batch is a step's whole one, of which a few fill a GPU's memory.
+        return fed_here if plan.batch_length is None else on_device(fed_here, strategy)
 
     def of_this_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_local = context.num_replicas_in_sync // context.num_input_pipelines
@@ -62,10 +64,10 @@ def fed(
 def step_function(
     strategy: tf.distribute.Strategy, step: Callable[[tuple], dict[str, tf.Tensor]], *, jit_compile: bool
 ) -> Callable[[Iterator], dict[str, tf.Tensor]]:
-    """A step over all workers, as Keras's fit and evaluate call it: with the iterator over the batches.
+    """A step over several replicas, as Keras's fit and evaluate call it: with the iterator over the batches.
 
     Args:
-        strategy: Over several workers.
+        strategy: Over several replicas.
         step: One replica's, such as train_step.
         jit_compile: Compile it with XLA.
     """

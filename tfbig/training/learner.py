@@ -44,8 +44,6 @@ class Learner(keras.Model):
             aggregation="only_first_replica",
         )
         self.built = True
-        self.train_function: Callable | None
-        self.test_function: Callable | None
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -41,6 +41,15 @@ class AtEpochs(TrainerCallback):
         self.times.append(time.process_time())
 
 
+def freeze(network: ResNetForImageClassification) -> None:
+    """Freezes all but the classifier, its norms too: `train()` would have them gather a batch's statistics."""
+    for name, weight in network.named_parameters():
+        weight.requires_grad = name.startswith("classifier")
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.train = lambda mode=True, part=part: torch.nn.Module.train(part, False)  # type: ignore[method-assign]
+
+
 def main() -> None:
     args = frozen.arguments()
     torch.set_num_threads(1)
@@ -48,8 +57,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     began = time.process_time()
     network = ResNetForImageClassification(ResNetConfig(num_labels=frozen.NUM_CLASSES, downsample_in_bottleneck=True))
-    for name, weight in network.named_parameters():
-        weight.requires_grad = name.startswith("classifier")
+    freeze(network)
     settings = TrainingArguments(
         output_dir=str(args.work),
         per_device_train_batch_size=frozen.BATCH_SIZE,
