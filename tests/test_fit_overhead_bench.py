@@ -27,7 +27,8 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_ratio_is_of_medians_and_above_one_where_ours_costs_more(bench):
-    found = bench.Found({"tfbig": [0.0102, 9.0, 0.0101], "keras": [0.010, 0.010]}, {"keras": {"keras": "3"}})
+    seconds = {"tfbig": [0.0102, 9.0, 0.0101], "keras": [0.010, 0.010]}
+    found = bench.Found(seconds, {"keras": {"versions": {"keras": "3"}}})
     result = bench.summary({"small_cnn": found}, seed=2)
     assert result["small_cnn"] == {"ratio": 1.02, "ms": {"tfbig": 10.2, "keras": 10.0}} and result["seed"] == 2
     assert "1.020" in bench.table({"small_cnn": found})

@@ -32,7 +32,7 @@ def test_a_peer_costs_its_first_epoch_and_the_others_by_the_second(bench):
 
 
 def test_what_cannot_be_measured_is_null_and_said(bench, monkeypatch):
-    monkeypatch.setattr(bench, "TOOLS", {"tfbig": ("no_such_script.py", None)})
+    monkeypatch.setattr(bench, "TOOLS", {"tfbig": bench.Tool("no_such_script.py")})
     args = bench.parser().parse_args([])
     args.only, args.images = ["tfbig"], 10
     found = bench.measure(args)

@@ -51,7 +51,7 @@ def test_the_first_round_is_left_out_and_the_order_alternates(bench, monkeypatch
 def test_a_process_that_ends_before_its_first_step_has_no_figure(bench, monkeypatch, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('no such network')")
-    monkeypatch.setitem(bench.TOOLS, "keras", (str(script), None))
+    monkeypatch.setitem(bench.TOOLS, "keras", bench.Tool(str(script)))
     with pytest.raises(bench.Unavailable, match="no such network"):
         bench.first_step("keras", tmp_path, bench.parser().parse_args([]))
 

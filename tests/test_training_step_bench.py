@@ -84,7 +84,7 @@ def test_tools_alternate_in_either_order_and_one_that_dies_has_no_figure(bench):
     calls: list[str] = []
     workers = {name: Fake(bench, name, calls, 3 if name == "hf" else None) for name in ("tfbig", "hf", "roof")}
     found = bench.Found()
-    bench.take_turns(workers, found, num_turns=4, num_steps=2)
+    found.take_turns(workers, num_turns=4, num_steps=dict.fromkeys(workers, 2))
     assert calls == ["tfbig", "hf", "roof", "roof", "hf", "tfbig", "tfbig", "hf", "roof", "roof", "tfbig"]
     assert found.median("hf") is None and found.ratio("hf") is None and found.absent == {"hf": "it died"}
     assert found.median("tfbig") == 1.0

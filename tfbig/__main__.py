@@ -182,13 +182,14 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 
 def _launch(options: argparse.Namespace) -> int:
     from tfbig import launch
-    from tfbig.pipelines._search_workers import devices_of_workers, job_module, launch_search
+    from tfbig.pipelines._processes import devices_of_workers, job_module
 
     if options.tune:
+        from tfbig.pipelines._search_workers import launch_search
+
         print(launch_search(options.job, options.words, options.workers))
         return 0
-    module = options.job if "." in options.job else job_module(options.job)
-    command = [sys.executable, "-m", module, *options.words]
+    command = [sys.executable, "-m", job_module(options.job), *options.words]
     return launch.run(launch.over_workers(command, devices_of_workers(options.workers)))
 
 

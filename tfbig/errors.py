@@ -4,6 +4,20 @@ The message of each is one sentence that says what was expected, what came and w
 line prints it without a traceback and exits with `exit_code`.
 """
 
+from typing import Literal
+
+
+def shortage(error: BaseException) -> Literal["disk", "memory"] | None:
+    """What any library's error says that the machine has too little of; None where it says nothing of that.
+
+    The disk first: TensorFlow's error of a full disk has the type that it has for too small a memory.
+    """
+    if "No space left on device" in str(error):
+        return "disk"
+    # By name, for TensorFlow may not be loaded.
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+    return "memory" if is_memory else None
+
 
 class TfbigError(Exception):
     """An error whose message is meant for the user."""

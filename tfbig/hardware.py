@@ -14,8 +14,8 @@ def computes_bfloat16() -> bool:
     """Whether products of bfloat16 are instructions here: of every GPU, or of the processor where there is none.
 
     Returns:
-        True for TPUs, for GPUs of compute capability 8.0 and above, and for processors with AVX512_BF16, AMX or ARM's BF16
-        where the system tells (Linux).
+        True for TPUs, for GPUs of compute capability 8.0 and above, and for processors with AVX512_BF16, AMX or
+        ARM's BF16 where the system tells (Linux).
     """
     import tensorflow as tf
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import IO
 
 from tfbig.cluster import VARIABLE
+from tfbig.pipelines._processes import started
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run(members: Sequence[Member]) -> int:
 
     with _passed_on(processes):
         for member in members:
-            processes.append(_started(member))
+            processes.append(started(member.command, member.environment, stdin=subprocess.DEVNULL))
         readers = []
         for member, process in zip(members, processes, strict=True):
             for stream in (process.stdout, process.stderr):
@@ -93,20 +93,6 @@ def run(members: Sequence[Member]) -> int:
     if members[0].name in last_lines:
         print(last_lines[members[0].name].rstrip(), flush=True)
     return codes[0] if codes[0] >= 0 else 128 - codes[0]
-
-
-def _started(member: Member) -> subprocess.Popen[str]:
-    # A session of its own: Ctrl-C reaches it once, passed on, and not twice, which means to stop at once.
-    return subprocess.Popen(
-        member.command,
-        env={**os.environ, **member.environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
 
 
 @contextlib.contextmanager

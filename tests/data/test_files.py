@@ -1,11 +1,14 @@
 """CSV files: one or several labels a row, a column of splits, and what is wrong named with its row."""
 
+import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tfbig.data.files import read_folder
 from tfbig.data.splits import Splits
 from tfbig.errors import DataError
 
@@ -123,3 +126,17 @@ def test_another_encoding_is_named(load: Load, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes("path,label\n0.png,狗\n".encode("gbk"))
     with pytest.raises(DataError, match="UTF-8"):
         load(f"csv:{tmp_path / 'labels.csv'}")
+
+
+def test_a_listing_holds_little_more_than_the_names(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(500):
+            (tmp_path / label / f"{i:06d}.jpg").touch()
+    tracemalloc.start()
+    listing = read_folder(str(tmp_path), split_names={"train": "train", "validation": "validation", "test": "test"})
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    names = listing.splits["train"].names
+    assert len(names) == 1000 and names[0] == "a/000000.jpg"
+    assert kept < sum(map(sys.getsizeof, names)) + 40 * len(names)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tfbig.data import images
 from tfbig.data.augment import augmentation
+from tfbig.data.parts import parts
 from tfbig.data.splits import IndexPlan, Split, array_split, batches
 
 _RNG = np.random.default_rng(0)
@@ -131,7 +132,7 @@ def _ramps(height: int, width: int) -> bytes:
 def test_a_part_of_a_jpeg_is_the_part_that_its_draws_say(height: int, width: int, size: int) -> None:
     encoded = tf.constant(_ramps(height, width))
     for draws in np.random.default_rng(1).random((8, 5), np.float32):
-        part = images.decode_part(encoded, tf.constant(draws), size).numpy()
+        part = images.decode_part(encoded, tf.constant(parts(draws[None])[0]), size).numpy()
         assert part.shape == (size, size, 3) and part.dtype == np.float32 and 0 <= part.min() and part.max() <= 1.001
         if draws[4] < 0.5:
             part = part[:, ::-1]
@@ -150,9 +151,10 @@ def test_a_part_of_a_jpeg_is_the_part_that_its_draws_say(height: int, width: int
 def test_the_whole_as_a_part_is_the_picture(kind: str) -> None:
     encoded = tf.constant(_FILES[kind])
     whole = np.array([1, 0.5, 0, 0, 1], np.float32)  # all of the area; narrower than high and no wider than the picture
-    part = images.decode_part(encoded, tf.constant(whole), 24).numpy()
+    part = images.decode_part(encoded, tf.constant(parts(whole[None])[0]), 24).numpy()
     assert np.abs(part.mean((0, 1)) - images.decode(encoded).numpy().mean((0, 1))).max() < 0.02
-    again = images.decode_part(encoded, tf.constant([1, 0.5, 0, 0, 0], tf.float32), 24).numpy()
+    mirrored = parts(np.array([[1, 0.5, 0, 0, 0]], np.float32))[0]
+    again = images.decode_part(encoded, tf.constant(mirrored), 24).numpy()
     np.testing.assert_array_equal(again, part[:, ::-1])
 
 

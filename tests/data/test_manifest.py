@@ -1,5 +1,6 @@
 """The manifest: what JSON can hold, with counts that add up, and faults that training's decoder finds."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_at_most_twenty_pairs_are_named(tmp_path: Path) -> None:
         (tmp_path / role).mkdir()
         for i, path in enumerate(paths):
             path.write_bytes(images.png_bytes(np.full((2, 2), i, np.uint8)))
-        parts[role] = file_split(paths, np.zeros(30, np.int32), [path.name for path in paths])
+        parts[role] = file_split(tmp_path / role, [path.name for path in paths], np.zeros(30, np.int32))
     digests = {role: inspect(part).digests for role, part in parts.items()}
     found = manifest(
         parts,
@@ -49,7 +50,7 @@ def test_at_most_twenty_pairs_are_named(tmp_path: Path) -> None:
 
 def test_the_fingerprint_knows_names_contents_labels_and_splits() -> None:
     def fingerprint(role: str, name: str, content: bytes, label: int) -> object:
-        part = file_split([Path("a"), Path("b")], np.array([label, 1], np.int32), [name, "b"])
+        part = file_split(Path(), [name, "b"], np.array([label, 1], np.int32))
         return manifest(
             {role: part},
             {role: np.array([content, digest(b"b")])},
@@ -70,7 +71,24 @@ def test_inspection_reads_every_file_once_in_order(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.bin" for i in range(200)]
     for i, path in enumerate(paths):
         path.write_bytes(images.png_bytes(np.full((2, 3), i, np.uint8)) if i % 50 else b"\xff\xd8\xff broken")
-    found = inspect(file_split(paths, np.zeros(200, np.int32), [path.name for path in paths]))
+    found = inspect(file_split(tmp_path, [path.name for path in paths], np.zeros(200, np.int32)))
     assert found.digests.tolist() == [digest(path.read_bytes()) for path in paths]
     assert sorted(found.faults) == [0, 50, 100, 150]
     assert all("JPEG" in reason for reason in found.faults.values())
+
+
+def test_the_fingerprint_is_the_hash_of_all_lines_in_their_order() -> None:
+    parts, digests, lines = {}, {}, []
+    # The last name is no UTF-8: byte by byte it comes before the one in front of it.
+    for role, names in (("train", ["b", "a b", "a"]), ("test", ["b", "\U0001f600", "c\udce9"])):
+        parts[role] = file_split(Path(), names, np.array([2, 0, 1], np.int32))
+        digests[role] = np.array([digest(name.encode("utf-8", "surrogateescape")) for name in names])
+        rows = zip(names, digests[role], [2, 0, 1], strict=True)
+        lines += [f"{role}\0{name}\0{content.decode()}\0{label}\n" for name, content, label in rows]
+    found = manifest(
+        parts, digests, class_names=list("xyz"), origins=dict.fromkeys(parts, "given"), settings={}, unreadable={},
+        ignored=[],
+    )  # fmt: skip
+    whole = "".join(sorted(lines)).encode("utf-8", "surrogateescape")
+    # What runs and feature caches hold already must not change.
+    assert found["fingerprint"] == hashlib.blake2b(whole, digest_size=16).hexdigest()

@@ -107,3 +107,11 @@ def test_batches_of_a_padded_plan_have_one_size_and_its_examples() -> None:
         seen = [np.asarray(y)[np.asarray(weight) == 1] for _, y, weight in dataset]
         assert [len(step) for step in seen] == [6, 6, 6, 2]
         assert sorted(np.concatenate(seen)) == list(range(20))
+
+
+def test_the_indices_of_a_subset_are_no_part_of_the_graph() -> None:
+    part = array_split(np.arange(100_000), np.zeros(100_000, int)).subset(np.arange(99_999))
+    traced = tf.function(lambda i: part.gather(i), input_signature=[tf.TensorSpec([2], tf.int64)])
+    graph = traced.get_concrete_function().graph.as_graph_def()
+    assert graph.ByteSize() < 10_000
+    assert traced(tf.constant([3, 5], tf.int64)).numpy().tolist() == [3, 5]

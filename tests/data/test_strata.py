@@ -1,5 +1,7 @@
 """Stratified draws: disjoint, in proportion, blind to order, never parting equal contents."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,26 @@ def test_a_limit_below_the_number_of_classes_and_on_several_labels_is_exact() ->
     for limit in (1, 40, 299):
         kept = strata.sample(several, names, limit=limit, seed=(0,))
         assert len(set(kept.tolist())) == limit
+
+
+def test_grouping_by_class_takes_one_sort_however_many_classes_there_are() -> None:
+    labels = np.random.default_rng(0).integers(5, 40, 300)
+    found = strata._by_class(labels)
+    expected = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    num_examples = 60_000
+    names = [f"{i:06d}" for i in range(num_examples)]
+    digests = np.array(names, "S32")
+
+    def seconds(num_classes: int) -> float:
+        labels = np.resize(np.arange(num_classes), num_examples)
+        began = time.process_time()
+        strata.too_few(labels, digests)
+        strata.draw(labels, digests, names, fraction=0.1, seed=(0,))
+        strata.sample(labels, names, limit=num_examples // 2, seed=(0,))
+        return time.process_time() - began
+
+    # A pass over all examples a class would take 3,000 passes.
+    assert seconds(6000) < 20 * seconds(2)

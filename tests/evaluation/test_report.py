@@ -167,3 +167,17 @@ def test_a_broken_file_of_the_run_is_one_sentence(tmp_path):
 def test_a_missing_folder_is_one_sentence(tmp_path):
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         written(tmp_path / "none", evaluation_of(np.array([0]), np.array([[0.9, 0.1]]), ["a", "b"]))
+
+
+def test_a_page_of_thousands_of_classes_stays_small_and_names_the_most_confused(tmp_path):
+    num_classes = 3000
+    labels = np.arange(num_classes)
+    probabilities = np.zeros((num_classes, num_classes), np.float32)
+    probabilities[labels, labels] = 1.0
+    probabilities[7] = np.roll(probabilities[7], 5)
+    evaluation = evaluation_of(labels, probabilities, [f"kind {c}" for c in range(num_classes)])
+    html = written(tmp_path, evaluation)
+    assert len(html) < 500_000
+    words = Elements(html).words
+    assert words[words.index("Most confused") :][5:9] == ["kind 7", "kind 12", "1", "100.0 %"]
+    assert any("of 3,000; evaluation.json has them all" in word for word in words)

@@ -286,12 +286,13 @@ def test_a_stop_within_an_epoch_changes_nothing(
         begin(tmp_path / part, words)
     expected = run_command(whole)
     assert expected.exit_code == 0, expected.err
-    asked = _stop_in_process(stopped, 6, monkeypatch)
+    asked = _stop_in_process(stopped, 1, monkeypatch)
     assert asked.exit_code == 75 and "same command" in asked.err and not asked.result
-    assert read_json(tmp_path / "stopped")["steps"] == 6
+    # Asked while a step is being saved, it stops after the next one.
+    assert read_json(tmp_path / "stopped")["steps"] == 2
     charged = ledger.read_bytes()
-    again = _stop_in_process(stopped, 7, monkeypatch)
-    assert again.exit_code == 75
+    again = _stop_in_process(stopped, 5, monkeypatch)
+    assert again.exit_code == 75 and read_json(tmp_path / "stopped")["steps"] == 6
     # Going on charges nothing, for all steps were charged when it began.
     assert ledger.read_bytes() == charged
     result = run_command(stopped)

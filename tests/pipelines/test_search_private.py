@@ -14,10 +14,11 @@ from tfbig.pipelines._search_space import check_search
 from tfbig.pipelines.image_finetune import TASK
 from tfbig.training import private_search
 
-PRIVATE = [
+PUBLIC = [
     "--adapt.mode", "head", "--data.limit", "200", "--data.batch_size", "64", "--train.epochs", "1",
-    "--tune.space.train.learning_rate.choice", "[0.01, 0.02]", "--dp.target_epsilon", "8",
+    "--tune.space.train.learning_rate.choice", "[0.01, 0.02]",
 ]  # fmt: skip
+PRIVATE = [*PUBLIC, "--dp.target_epsilon", "8"]
 
 
 def _json(path: Path) -> dict:
@@ -44,7 +45,16 @@ def test_a_private_search_promises_one_epsilon_and_charges_it_once(
     }[tuner]  # fmt: skip
     assert any("validation split" in gap for gap in promise["not_covered"])
     assert "trials/" in promise["not_private_files"]
-    assert any("delete trials/" in gap for gap in promise["not_covered"]) == (tuner == "random")
+    assert any("delete trials/, search.json, " in gap for gap in promise["not_covered"]) == (tuner == "random")
+    assert {"trials/", "search.json", "report.html", "tensorboard/"} <= set(promise["not_private_files"])
+    # What was tried is drawn from a secret, which stays in the journal.
+    journal = run / "trials" / "journal.jsonl"
+    seed = json.loads(journal.read_text().splitlines()[0])["plan"]["seed"]
+    assert (seed > 2**64) == (tuner == "random")
+    assert journal.stat().st_mode & 0o077 == 0
+    if tuner == "random":
+        assert not [path for path in run.rglob("*") if path.is_file() and path != journal
+                    and str(seed).encode() in path.read_bytes()]  # fmt: skip
     again = subprocess.run([sys.executable, "-c", promise["recompute"]], capture_output=True, text=True, timeout=120)
     assert float(again.stdout) == pytest.approx(promise["epsilon"], rel=1e-6), again.stderr
 
@@ -73,7 +83,36 @@ def test_a_search_beyond_the_budget_runs_no_trial(tmp_path: Path, capsys: pytest
                        "--dp.ledger_epsilon", "2"])  # fmt: skip
     assert code == 6
     assert "privacy budget" in capsys.readouterr().err
-    assert not list((run / "trials").glob("0*"))
+    # Nor does it bar the folder for one that is within it.
+    assert not run.exists() or not [path for path in run.iterdir() if path.name != ".lock"]
+
+
+def test_a_search_that_is_refused_anew_leaves_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "search"
+    arguments = [*PUBLIC, "--tune.max_trials", "1", "--run_dir", str(run)]
+    assert main(TASK, arguments) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    private = ["--dp.target_epsilon", "8", "--dp.ledger", str(tmp_path / "l"), "--dp.ledger_epsilon", "2"]
+    assert main(TASK, [*arguments, *private, "--resume", "never"]) == 6
+    assert main(TASK, [*arguments, "--data.validation_fraction", "0", "--resume", "never"]) == 2
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(TASK, [*arguments, "--train.epochs", "2", "--resume", "never"]) == 0
+    rows = (run / "trials" / "0000" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+
+
+@pytest.mark.slow
+def test_failed_private_trials_keep_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 6)
+    run = tmp_path / "search"
+    decay = ["--train.learning_rate", "1", "--tune.space.train.weight_decay.choice", "[0.001, 1e30]"]
+    decay += ["--tune.space.train.learning_rate", "null", "--train.epochs", "3"]
+    main(TASK, [*PRIVATE, *decay, "--tune.max_trials", "2", "--run_dir", str(run)])
+    lines = [json.loads(line) for line in (run / "trials" / "journal.jsonl").read_text().splitlines()]
+    failed = [line["trial"] for line in lines if line.get("state") == "failed"]
+    states = [run / "trials" / f"{number:04d}" / "checkpoints" / "private_state.json" for number in failed]
+    assert any(path.exists() for path in states)
+    assert all(_json(path)["secret"] is None for path in states if path.exists())
 
 
 def test_a_budget_within_a_run_is_refused_in_a_search() -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfbig.data.splits import IndexPlan, Split, array_split, batches
 from tfbig.training import feature_cache, features
+from tfbig.training import feature_key as feature_key_module
 from tfbig.training.feature_cache import FeatureCache
 from tfbig.training.feature_key import Origin, feature_key
 
@@ -70,6 +71,25 @@ def test_a_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     features.extract(trunk, split, batch_size=10, cache=_cache(tmp_path), origin=ORIGIN)
     monkeypatch.setattr(features, "_computed", None)
     features.extract(trunk, split, batch_size=10, cache=_cache(tmp_path), origin=ORIGIN)
+
+
+def test_what_was_computed_in_another_way_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk, split = _trunk(), _split()
+    key = feature_key(trunk, split, ORIGIN, 10)
+    monkeypatch.setattr(feature_key_module, "_COMPUTATION", "in another way")
+    assert feature_key(trunk, split, ORIGIN, 10) not in (key, None)
+
+
+def test_norms_are_folded_where_features_are_computed() -> None:
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(5, 3, name="convolution")(image))
+    trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x))
+    expected = trunk.predict(_values(_split()), verbose=0)
+    called: list[object] = []
+    # Folded, a convolution is not called itself.
+    trunk.get_layer("convolution").call = called.append
+    np.testing.assert_allclose(_values(features.extract(trunk, _split(), batch_size=10)), expected, atol=1e-5)
+    assert not called
 
 
 def test_views_lie_behind_one_another(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tfbig.errors import EnvironmentFault, UsageError
-from tfbig.training.journal import NAME, Journal
+from tfbig.errors import EnvironmentFault, GateError, UsageError
+from tfbig.training.journal import NAME, Journal, has_begun
 from tfbig.training.oracle import Oracle
-from tfbig.training.space import Parameter
-from tfbig.training.tune import MAX_DEATHS, Trials
+from tfbig.training.space import Parameter, hyperband_bracket
+from tfbig.training.tune import MAX_DEATHS, Trials, planned
 
 SPACE = (
     Parameter("train.learning_rate", "log", (1e-4, 1e-1)),
@@ -69,6 +69,19 @@ def test_an_oracle_that_is_told_the_same_proposes_the_same(tuner: str) -> None:
         assert {values["train.epochs"] for values, _ in told} == {1, 3, 9}
 
 
+@pytest.mark.parametrize("max_epochs", [1, 2, 3, 8, 9, 20, 27])
+def test_hyperband_trains_to_the_end_within_its_first_bracket_and_not_before_its_last_round(max_epochs: int) -> None:
+    rounds = hyperband_bracket(max_epochs)
+    oracle = Oracle("hyperband", SPACE, max_trials=999, max_epochs=max_epochs, seed=0)
+    epochs = []
+    for number in range(sum(rounds)):
+        values = oracle.ask()
+        oracle.tell(number, _score(values))
+        epochs.append(values["train.epochs"])
+    assert [epochs.count(each) for each in sorted(set(epochs))] == list(rounds)
+    assert max(epochs) == max_epochs
+
+
 def test_values_are_of_the_space_and_of_its_types() -> None:
     oracle = _oracle("random")
     drawn = [oracle.ask() for _ in range(30)]
@@ -79,6 +92,11 @@ def test_values_are_of_the_space_and_of_its_types() -> None:
     assert {values["model.hidden_units"] for values in drawn} == {None, 64}
     assert {values["runtime.jit_compile"] for values in drawn} == {False, True}
     assert len({json.dumps(values) for values in drawn}) == 30
+
+
+def test_seeds_of_any_size_count_in_full() -> None:
+    drawn = [Oracle("random", SPACE, max_trials=3, max_epochs=9, seed=2**127 + low).ask() for low in (0, 0, 2**40)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_another_seed_draws_others_and_zero_is_a_seed() -> None:
@@ -148,6 +166,43 @@ def test_a_trial_that_always_kills_its_process_fails_and_the_search_goes_on(tmp_
         assert trials.begin(held)[0].number == 1
     assert trials.all[0].state == "failed"
     assert "killed" in trials.all[0].reason
+
+
+@pytest.mark.parametrize(("execution", "deaths"), [("0000", 0), ("0000.1", 0), (None, MAX_DEATHS - 1)])
+def test_a_trial_gets_on_in_any_of_its_executions(execution: str | None, deaths: int, tmp_path: Path) -> None:
+    for number in range(MAX_DEATHS):
+        trials = _trials(tmp_path)
+        with contextlib.ExitStack() as held:
+            trial, run = trials.begin(held)
+            run.write_text("config.yaml", "job: any\n")
+            checkpoints = tmp_path / str(execution) / "checkpoints"
+            if execution is not None:
+                checkpoints.mkdir(parents=True, exist_ok=True)
+                (checkpoints / f"step-{number}.npz").touch()
+        assert trial.number == 0
+    assert trial.deaths == deaths
+
+
+def test_a_folder_that_is_no_runs_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as held:
+        _trials(tmp_path).begin(held)
+        (tmp_path / "0000" / "status.json").write_text("{}")
+    with pytest.raises(UsageError, match="not a run's"), contextlib.ExitStack() as held:
+        _trials(tmp_path).begin(held)
+
+
+def test_a_plan_that_is_refused_leaves_no_word_and_one_that_is_accepted_stays(tmp_path: Path) -> None:
+    def refuse(plan: dict) -> None:
+        raise GateError("beyond the budget")
+
+    with pytest.raises(GateError):
+        planned(tmp_path, lambda: {"seed": 1}, refuse)
+    assert not has_begun(tmp_path)
+    assert planned(tmp_path, lambda: {"seed": 2}, lambda plan: None) == {"seed": 2}
+    with pytest.raises(GateError):
+        planned(tmp_path, lambda: {"seed": 3}, refuse)
+    assert planned(tmp_path, lambda: {"seed": 4}, lambda plan: None) == {"seed": 2}
+    assert (tmp_path / NAME).stat().st_mode & 0o077 == 0
 
 
 def test_a_trial_that_is_stopped_on_request_never_counts_as_killed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ splits that are missing.
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,31 +45,30 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     if not root.is_dir():
         raise DataError(f"folder: expected a folder of images, but {path} {_what(root)}; give folder:PATH.")
     roles = _split_folders(root, split_names)
-    found: dict[str, dict[str, list[Path]]] = {}
-    ignored: list[Path] = []
+    found: dict[str, dict[str, list[str]]] = {}
+    ignored: list[str] = []
     try:
         for role, folder in roles.items():
             found[role] = {}
             for child in _children(folder):
-                if child.is_dir() and not _is_clutter(child):
+                is_folder = _is_dir(child)
+                if is_folder and not _is_clutter(child.name):
                     above = (_identity(root), _identity(folder))
-                    found[role][child.name] = _walk(child, above, ignored)
-                elif not child.is_dir():
-                    ignored.append(child)
+                    found[role][child.name] = _walk(child.path, above, ignored)
+                elif not is_folder:
+                    ignored.append(child.path)
     except OSError as error:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}; mend its permissions.") from error
     class_names = _class_names(path, found)
     unreadable = [name.encode(errors="backslashreplace").decode() for name in class_names if not name.isprintable()]
     if unreadable:
         raise DataError(f"folder:{path} has class folders whose names are not plain UTF-8 text: {quoted(unreadable)}.")
-    splits = {}
+    splits, start = {}, len(os.path.join(root, ""))
     for role, classes in found.items():
-        paths = [p for name in class_names for p in classes.get(name, [])]
-        labels = [i for i, name in enumerate(class_names) for _ in classes.get(name, [])]
-        names = [p.relative_to(root).as_posix() for p in paths]
-        splits[role] = file_split(paths, np.array(labels, np.int32), names)
-    outside = sorted(p.relative_to(root).as_posix() for p in ignored)
-    return Listing(splits, class_names, ignored=tuple(outside))
+        names = [path[start:] for name in class_names for path in classes.get(name, [])]
+        sizes = [len(classes.get(name, [])) for name in class_names]
+        splits[role] = file_split(root, names, np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+    return Listing(splits, class_names, ignored=tuple(sorted(path[start:] for path in ignored)))
 
 
 def read_csv(
@@ -115,17 +115,25 @@ def read_csv(
     splits = {}
     for role, members in _row_splits(path, rows, split_names).items():
         names = [rows[i][path_column] for i in members]
-        splits[role] = file_split([base / name for name in names], labels[members], names)
+        splits[role] = file_split(base, names, labels[members])
     return Listing(splits, class_names, multi_label)
 
 
-def file_split(paths: Sequence[Path], labels: np.ndarray, names: Sequence[str]) -> Split:
-    """A split over one file an example; labels as in `Split`."""
+def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Split:
+    """A split over one file an example.
+
+    Of a million files there are a million names and no objects beside them: paths are joined when they are needed.
+
+    Args:
+        directory: Where the names start.
+        names: N paths, relative to it or absolute.
+        labels: As in `Split`.
+    """
     # An eager constant is handed to each graph by reference, not copied into it.
-    table = tf.constant([os.fsencode(path) for path in paths], tf.string, shape=[len(paths)])
+    table = tf.constant([os.fsencode(os.path.join(directory, name)) for name in names], tf.string, shape=[len(names)])
 
     def payload(index: int) -> bytes:
-        return paths[index].read_bytes()
+        return Path(directory, names[index]).read_bytes()
 
     return Split(lambda i: tf.io.read_file(tf.gather(table, i)), labels, names, payload)
 
@@ -134,37 +142,49 @@ def _what(path: Path) -> str:
     return "is a file" if path.is_file() else "does not exist"
 
 
-def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir(), key=lambda child: child.name)
+def _children(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; an entry knows whether it is a folder without asking the disk again."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda child: child.name)
 
 
-def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in _CLUTTER
+def _is_dir(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError as error:
+        # A link to itself is no folder.
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not _is_clutter(path)
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not _is_clutter(name)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], ignored: list[Path]) -> list[Path]:
-    """Images under a folder, in sorted order; `above` are the folders that hold it, to stop at loops."""
-    images = []
+def _walk(folder: str, above: tuple[tuple[int, int], ...], ignored: list[str]) -> list[str]:
+    """Paths of images under a folder, in sorted order; `above` are the folders that hold it, to stop at loops."""
+    images: list[str] = []
     above = (*above, _identity(folder))
     for child in _children(folder):
-        if child.is_dir():
-            if _is_clutter(child):
+        if _is_dir(child):
+            if _is_clutter(child.name):
                 continue
-            if _identity(child) in above:
-                ignored.append(child)
+            if _identity(child.path) in above:
+                ignored.append(child.path)
             else:
-                images += _walk(child, above, ignored)
+                images += _walk(child.path, above, ignored)
         else:
-            (images if _is_image(child) else ignored).append(child)
+            (images if _is_image(child.name) else ignored).append(child.path)
     return images
 
 
@@ -172,9 +192,9 @@ def _split_folders(root: Path, split_names: Mapping[str, str]) -> dict[str, Path
     """Role -> folder of class folders: the root itself is train where there are no split folders."""
     # A class may be called "train" too: a split's folder has class folders in it, and no images beside them.
     with_classes = {
-        child.name: child
+        child.name: Path(child.path)
         for child in _children(root)
-        if child.is_dir() and not _is_clutter(child) and _holds_only_folders(child)
+        if _is_dir(child) and not _is_clutter(child.name) and _holds_only_folders(child.path)
     }
     usual = {name for names in SYNONYMS.values() for name in names} | {n.lower() for n in split_names.values()}
     if not any(name.lower() in usual for name in with_classes):
@@ -187,12 +207,12 @@ def _split_folders(root: Path, split_names: Mapping[str, str]) -> dict[str, Path
     return roles
 
 
-def _holds_only_folders(folder: Path) -> bool:
-    children = [child for child in _children(folder) if not _is_clutter(child)]
-    return any(c.is_dir() for c in children) and not any(c.is_file() and _is_image(c) for c in children)
+def _holds_only_folders(folder: str) -> bool:
+    children = [child for child in _children(folder) if not _is_clutter(child.name)]
+    return any(_is_dir(c) for c in children) and not any(not _is_dir(c) and _is_image(c.name) for c in children)
 
 
-def _class_names(path: str, found: Mapping[str, Mapping[str, list[Path]]]) -> tuple[str, ...]:
+def _class_names(path: str, found: Mapping[str, Mapping[str, list[str]]]) -> tuple[str, ...]:
     names = {name for classes in found.values() for name in classes}
     filled = {name for classes in found.values() for name, paths in classes.items() if paths}
     if not filled:

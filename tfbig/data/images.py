@@ -22,8 +22,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp")
 
 # libjpeg's other transform, which decode_image takes, is off by up to 4/255 where this one is exact, and no faster.
 _DCT = "INTEGER_ACCURATE"
-# A random part of a picture: its share of the area, and its width over its height.
-_LEAST_AREA, _MOST_STRETCHED = 0.08, 4 / 3
 # What libjpeg can shrink by while it decodes.
 _REDUCTIONS = (1, 2, 4, 8)
 
@@ -132,16 +130,16 @@ def decode_and_resize(encoded: tf.Tensor, size: int) -> tf.Tensor:
     )
 
 
-def decode_part(encoded: tf.Tensor, draws: tf.Tensor, size: int) -> tf.Tensor:
+def decode_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
     """A random part of a picture, at a network's size: what Inception was trained on (Szegedy et al. 2014, 1409.4842).
 
-    The part has 8 to 100 per cent of the area, all shares alike, and is 3/4 to 4/3 as wide as high, cut to the picture
-    where it would stand out. Of a JPEG only the part is decoded, and shrunk by 2, 4 or 8 in decoding as long as it
-    stays larger than the result; what remains is bilinear without antialiasing, a shrinking by less than 2.
+    The part is cut to the picture where it would stand out. Of a JPEG only the part is decoded, and shrunk by 2, 4 or 8
+    in decoding as long as it stays larger than the result; what remains is bilinear without antialiasing, a shrinking
+    by less than 2.
 
     Args:
         encoded: Scalar string.
-        draws: (5,) float32 in [0, 1): the area, the shape, top and left; the last mirrors the part below a half.
+        part: (5,) float32, a row of `parts.parts`.
         size: Height and width of the result in pixels, at least 1.
 
     Returns:
@@ -150,33 +148,31 @@ def decode_part(encoded: tf.Tensor, draws: tf.Tensor, size: int) -> tf.Tensor:
 
     def of_other() -> tf.Tensor:
         image = _decode_other(encoded)
-        top, left, height, width = tf.unstack(_part(tf.shape(image), draws))
+        top, left, height, width = tf.unstack(_window(tf.shape(image), part))
         return resize(image[top : top + height, left : left + width], size)
 
-    part = tf.cond(_is_jpeg(encoded), lambda: _decode_jpeg_part(encoded, draws, size), of_other)
-    mirrored = tf.cond(draws[4] < 0.5, lambda: tf.reverse(part, [1]), lambda: part)
+    pixels = tf.cond(_is_jpeg(encoded), lambda: _decode_jpeg_part(encoded, part, size), of_other)
+    mirrored = tf.cond(part[4] > 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
     return tf.ensure_shape(mirrored, [size, size, 3])
 
 
-def _part(shape: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+def _window(shape: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
     """(4,) int32 top, left, height and width, inside a picture of shape (H, W, ...)."""
     whole = tf.cast(shape[:2], tf.float32)
-    area = (_LEAST_AREA + (1 - _LEAST_AREA) * draws[0]) * tf.reduce_prod(whole)
-    stretch = tf.exp((draws[1] - 0.5) * tf.constant([-1.0, 1.0]) * np.log(_MOST_STRETCHED))  # (2,)
-    sides = tf.clip_by_value(tf.sqrt(area) * stretch, 1.0, whole)
-    return tf.cast(tf.concat([draws[2:4] * (whole - sides), sides], axis=0), tf.int32)
+    sides = tf.clip_by_value(tf.sqrt(tf.reduce_prod(whole)) * part[:2], 1.0, whole)
+    return tf.cast(tf.concat([part[2:4] * (whole - sides), sides], axis=0), tf.int32)
 
 
-def _decode_jpeg_part(encoded: tf.Tensor, draws: tf.Tensor, size: int) -> tf.Tensor:
+def _decode_jpeg_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
     """`decode_part` of a JPEG, not mirrored."""
-    part = _part(tf.image.extract_jpeg_shape(encoded), draws)
+    window = _window(tf.image.extract_jpeg_shape(encoded), part)
 
     def reduced(by: int) -> tf.Tensor:
         # The whole becomes ceil(H / by) high: rounded down, the part stays inside.
-        inside = tf.concat([part[:2] // by, tf.maximum(part[2:] // by, 1)], axis=0)
+        inside = tf.concat([window[:2] // by, tf.maximum(window[2:] // by, 1)], axis=0)
         return tf.io.decode_and_crop_jpeg(encoded, inside, channels=3, dct_method=_DCT, ratio=by)
 
-    fits = tf.reduce_min(part[2:]) // size >= tf.constant(_REDUCTIONS[1:])  # (3,)
+    fits = tf.reduce_min(window[2:]) // size >= tf.constant(_REDUCTIONS[1:])  # (3,)
     choices = [functools.partial(reduced, by) for by in _REDUCTIONS]
     pixels = tf.switch_case(tf.math.count_nonzero(fits, dtype=tf.int32), choices)
     # As float32: bilinear resizing of bytes is slower than both.
@@ -197,7 +193,7 @@ def decoded(split: Split, size: int) -> Split:
     return dataclasses.replace(
         split,
         fetch=lambda index: decode_and_resize(fetch(index), size),
-        fetch_part=lambda index, draws: decode_part(fetch(index), draws, size),
+        fetch_part=lambda index, part: decode_part(fetch(index), part, size),
         gather=None,
     )
 

@@ -10,6 +10,7 @@ Letters in shapes: N examples, B a batch, C classes.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from tfbig.data import parts
 from tfbig.data.sampling import Plan, derived_key, padded_length, secret_augmentation_seed
 from tfbig.errors import UsageError
 
@@ -58,8 +60,8 @@ class Split:
         names: What a person calls each example, for predictions.csv and the report: a path, a row, an id.
         payload: Index -> the example as the user stored it (encoded image bytes); None where there is no file.
         gather: (B,) int64 indices -> a whole batch of features at once, for examples held in memory.
-        fetch_part: Scalar int64 index and (5,) float32 draws in [0, 1) -> features of a random part of the example,
-            for `Parts`; None where examples have no parts.
+        fetch_part: Scalar int64 index and (5,) float32 of `parts.parts` -> features of that part of the example;
+            None where examples have no parts.
     """
 
     fetch: Callable[[tf.Tensor], Features]
@@ -75,14 +77,17 @@ class Split:
     def subset(self, indices: np.ndarray) -> Split:
         """The same examples under new indices 0..len(indices)-1."""
         table = np.asarray(indices, np.int64)
-        payload, gather, fetch_part = self.payload, self.gather, self.fetch_part
+        fetch, payload, gather, fetch_part = self.fetch, self.payload, self.gather, self.fetch_part
+        with tf.device("CPU"):
+            # Eager: handed to the graph by reference. A million indices as a constant would be copied with it.
+            where = tf.constant(table)
         return Split(
-            fetch=lambda i: self.fetch(tf.gather(table, i)),
+            fetch=lambda i: fetch(tf.gather(where, i)),
             labels=self.labels[table],
             names=[self.names[i] for i in table],
             payload=None if payload is None else lambda i: payload(int(table[i])),
-            gather=None if gather is None else lambda i: gather(tf.gather(table, i)),
-            fetch_part=None if fetch_part is None else lambda i, draws: fetch_part(tf.gather(table, i), draws),
+            gather=None if gather is None else lambda i: gather(tf.gather(where, i)),
+            fetch_part=None if fetch_part is None else lambda i, part: fetch_part(tf.gather(where, i), part),
         )
 
 
@@ -226,17 +231,21 @@ class Parts:
         """The batch of parts, changed further."""
         return self.change(batch, seed)
 
-    def fetch(self, split: Split, index: tf.Tensor, key: tf.Tensor) -> Features:
-        """A random part of an example.
+    def drawn(self, keys: np.ndarray) -> np.ndarray:
+        """(n, 5) float32: a part for each of (n, 2) integer keys, see `parts.parts`."""
+        return parts.parts(parts.draws(keys), flips=self.flips)
+
+    def fetch(self, split: Split, index: tf.Tensor, part: tf.Tensor) -> Features:
+        """A part of an example.
 
         Args:
             split: Has it.
             index: Scalar int64.
-            key: (2,) int64 that the draws are a function of.
+            part: (5,) float32 of `drawn`.
         """
-        assert split.fetch_part is not None  # `batches` has asked.
-        draws = tf.random.stateless_uniform([5], key, alg="philox")
-        return split.fetch_part(index, draws if self.flips else tf.concat([draws[:4], [1.0]], axis=0))
+        if split.fetch_part is None:
+            raise ValueError("Expected examples that have parts, such as images; leave resized_crop out for others.")
+        return split.fetch_part(index, part)
 
 
 class Share(NamedTuple):
@@ -290,19 +299,19 @@ def batches(
     if isinstance(augment, Parts) and split.fetch_part is None:
         raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
 
-    def planned() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def planned() -> Iterator[tuple[np.ndarray, ...]]:
         epoch, first_step = position()
         for first in range(first_step, plan.steps_per_epoch, block):
             several = range(first, min(first + block, plan.steps_per_epoch))
             steps = [plan.indices(epoch, step) for step in several]
             part = slice(*fetched_share.bounds(len(steps[0][0]))) if fetched_share else slice(None)
             seeds = [plan.augmentation_seed(epoch, step) for step in several]
-            yield np.stack([i[part] for i, _ in steps]), np.stack([w[part] for _, w in steps]), np.stack(seeds)
+            drawn = [_drawn(augment, seed, i[part]) for seed, (i, _) in zip(seeds, steps, strict=True)]
+            columns = [i[part] for i, _ in steps], [w[part] for _, w in steps], seeds, drawn
+            yield tuple(map(np.stack, columns))
 
-    def fetch(index: tf.Tensor, seed: tf.Tensor) -> Features:
-        if isinstance(augment, Parts):
-            return augment.fetch(split, index, tf.stack([tf.bitcast(seed, tf.int64), index]))
-        return split.fetch(index)
+    def fetch(index: tf.Tensor, drawn: tf.Tensor) -> Features:
+        return augment.fetch(split, index, drawn) if isinstance(augment, Parts) else split.fetch(index)
 
     fetched_share = None if augment else share
     length = plan.batch_length
@@ -316,6 +325,7 @@ def batches(
             tf.TensorSpec([None, length], tf.int64),
             tf.TensorSpec([None, length], tf.float32),
             tf.TensorSpec([None, 2], tf.int32),
+            tf.TensorSpec([None, length, 5 if isinstance(augment, Parts) else 1], tf.float32),
         ),
     ).unbatch()
     with tf.device("CPU"):
@@ -328,10 +338,10 @@ def batches(
 
     # A step's whole batch may be thousands of images, of which a few fill the memory: two at a time suffice to
     # finish one while the next is fetched.
-    at_once, ahead = (tf.data.AUTOTUNE, tf.data.AUTOTUNE) if length else (2, 1)
+    at_once, ahead = (tf.data.AUTOTUNE, 2) if length else (2, 1)
     parallel = {"num_parallel_calls": at_once, "deterministic": True}
     if split.gather is not None and not isinstance(augment, Parts):
-        whole = steps.map(lambda i, w, s: finish(split.gather(i), i, w, s), **parallel)
+        whole = steps.map(lambda i, w, s, _: finish(split.gather(i), i, w, s), **parallel)
     else:
         fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
         whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
@@ -339,7 +349,21 @@ def batches(
     if share is not None:
         whole = _by_replica(whole, share, is_whole=fetched_share is None)
         num_steps *= share.num_local
-    return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead)
+    return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead).with_options(_threads())
+
+
+def _threads() -> tf.data.Options:
+    """Threads of the input's own, as many as TensorFlow has for operations, each with an example.
+
+    In the pool of the step, and with a tuner that measures while it runs, an example costs a tenth more (measured in
+    docs/performance.md).
+    """
+    chosen = tf.config.threading.get_inter_op_parallelism_threads() or os.environ.get("TF_NUM_INTEROP_THREADS", "")
+    options = tf.data.Options()
+    # 0 is one a core.
+    options.threading.private_threadpool_size = int(chosen) if str(chosen).isdecimal() else 0
+    options.autotune.enabled = False
+    return options
 
 
 def _by_replica(batches: tf.data.Dataset, share: Share, *, is_whole: bool) -> tf.data.Dataset:
@@ -364,7 +388,15 @@ def _by_replica(batches: tf.data.Dataset, share: Share, *, is_whole: bool) -> tf
     return batches.flat_map(slices)
 
 
-# Index and seed of the step -> features.
+def _drawn(augment: Augment | None, seed: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """(n, 5) float32 parts of a step's examples; (n, 1) zeros where they are fetched whole."""
+    if isinstance(augment, Parts):
+        return augment.drawn(parts.keys(seed, indices))
+    # Not (n, 0): `unbatch` ends the process on that.
+    return np.zeros((len(indices), 1), np.float32)
+
+
+# Index and part -> features.
 _Fetch: TypeAlias = Callable[[tf.Tensor, tf.Tensor], Features]
 _LONGEST = 2**31
 _STEPS_AT_ONCE = 32
@@ -372,24 +404,24 @@ _FETCHING = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
 def _fetched(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """(indices, weight, seed) of steps of one length -> (x, indices, weight, the seed once an example)."""
-    examples = steps.map(lambda i, w, s: (i, w, tf.repeat(s[None], length, axis=0))).unbatch()
-    return examples.map(lambda i, w, s: (fetch(i, s), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
+    """(indices, weight, seed, parts) of steps of one length -> (x, indices, weight, the seed once an example)."""
+    examples = steps.map(lambda i, w, s, p: (i, w, tf.repeat(s[None], length, axis=0), p)).unbatch()
+    return examples.map(lambda i, w, s, p: (fetch(i, p), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
 
 
 def _fetched_and_grouped(fetch: _Fetch, steps: tf.data.Dataset) -> tf.data.Dataset:
-    """(indices, weight, seed) of steps of any length -> (x, indices, weight, the seed once an example), a step each.
+    """(indices, weight, seed, parts) of steps of any length -> (x, indices, weight, a seed an example), a step each.
 
     One stream of examples runs through all steps, so that fetching never pauses between two of them. Of the
     examples of weight 0, which have one index, only the first is fetched.
     """
 
-    def examples(indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def examples(indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor, drawn: tf.Tensor) -> tuple[tf.Tensor, ...]:
         length = tf.size(indices, tf.int64)
         num_fetched = tf.minimum(tf.math.count_nonzero(weight) + 1, length)
         window = num_fetched * _LONGEST + length - num_fetched
         constant = (tf.repeat(value[None], num_fetched, axis=0) for value in (seed, window))
-        return indices[:num_fetched], weight[:num_fetched], *constant
+        return indices[:num_fetched], weight[:num_fetched], drawn[:num_fetched], *constant
 
     def whole(key: tf.Tensor, window: tf.data.Dataset) -> tf.data.Dataset:
         num_fetched, num_missing = key // _LONGEST, key % _LONGEST
@@ -397,7 +429,7 @@ def _fetched_and_grouped(fetch: _Fetch, steps: tf.data.Dataset) -> tf.data.Datas
         filled_up = window.concatenate(window.skip(num_fetched - 1).repeat(num_missing))
         return filled_up.batch(num_fetched + num_missing)
 
-    fetched = steps.map(examples).unbatch().map(lambda i, w, s, key: (fetch(i, s), i, w, s, key), **_FETCHING)
+    fetched = steps.map(examples).unbatch().map(lambda i, w, p, s, key: (fetch(i, p), i, w, s, key), **_FETCHING)
     # A window knows nothing but its key, so the key is its size and how much it lacks. Two steps with one key never
     # meet in a window: the examples come in order, and a window that is full is closed.
     grouped = fetched.group_by_window(

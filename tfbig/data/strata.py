@@ -15,7 +15,7 @@ import numpy as np
 
 def too_few(labels: np.ndarray, digests: np.ndarray) -> list[int]:
     """Classes with fewer than two different examples, which no draw can part; labels (N,), digests (N,)."""
-    return [int(c) for c in np.unique(labels) if len(np.unique(digests[labels == c])) < 2]
+    return [int(labels[of[0]]) for of in _by_class(labels) if len(of) and len(np.unique(digests[of])) < 2]
 
 
 def draw(
@@ -44,8 +44,8 @@ def draw(
     if labels.ndim == 2:
         chosen = _draw_multi_label(labels[first], sizes, fraction, rng)
     else:
-        for label in np.unique(labels[first]):
-            of_class = rng.permutation(np.flatnonzero(labels[first] == label))
+        for members in _by_class(labels[first]):
+            of_class = rng.permutation(members)
             chosen[_fill(of_class, sizes, fraction)] = True
     return chosen[unit_of]
 
@@ -68,16 +68,26 @@ def sample(labels: np.ndarray, names: Sequence[str], *, limit: int, seed: Sequen
     if limit >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
-    order = rng.permutation(np.argsort(np.array(names), kind="stable"))
+    order = rng.permutation(_name_order(names))
     if labels.ndim == 2:
         chosen = _draw_multi_label(labels[order], np.ones(len(order), int), limit / len(order), rng)
         # The shares of the labels decide how many are drawn; the limit is exact.
         ranked = np.concatenate([order[chosen], order[~chosen]])
         return np.sort(ranked[:limit])
-    classes, counts = np.unique(labels, return_counts=True)
-    quotas = _quotas(counts, limit)
-    kept = [order[labels[order] == c][:quota] for c, quota in zip(classes, quotas, strict=True)]
+    quotas = _quotas(np.unique(labels, return_counts=True)[1], limit)
+    kept = [order[members[:quota]] for members, quota in zip(_by_class(labels[order]), quotas, strict=True)]
     return np.sort(np.concatenate(kept))
+
+
+def _by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of each label that is there, labels and indices ascending; one sort, however many labels."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def _name_order(names: Sequence[str]) -> np.ndarray:
+    """Indices in the order of their names; not by an array of names, which is as wide as the longest of them."""
+    return np.array(sorted(range(len(names)), key=names.__getitem__), int)
 
 
 def _units(digests: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,7 +96,7 @@ def _units(digests: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.nd
     Returns:
         (U,) index of each unit's first example, (N,) unit of each example, (U,) number of examples.
     """
-    by_name = np.argsort(np.array(names), kind="stable")
+    by_name = _name_order(names)
     _, first, inverse = np.unique(digests[by_name], return_index=True, return_inverse=True)
     rank = np.empty(len(first), int)
     rank[np.argsort(first)] = np.arange(len(first))

@@ -32,14 +32,16 @@ def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:
     Returns:
         The split with changed features.
     """
-    seeds = array_split(np.stack([_seed(seed, view, name) for name in split.names]), split.labels)  # (N, 2)
+    table = np.stack([_seed(seed, view, name) for name in split.names])  # (N, 2)
+    # The key has no part of the index, which depends on the other examples.
+    parts = array_split(augment.drawn(table), split.labels) if isinstance(augment, Parts) else None
+    seeds = array_split(table, split.labels)
     labels = array_split(split.labels, split.labels)
 
     def fetch(index: tf.Tensor) -> Features:
         seed = seeds.fetch(index)
-        # The key has no part of the index, which depends on the other examples.
-        if isinstance(augment, Parts):
-            example = augment.fetch(split, index, tf.cast(seed, tf.int64))
+        if isinstance(augment, Parts) and parts is not None:
+            example = augment.fetch(split, index, parts.fetch(index))
         else:
             example = split.fetch(index)
         alone = tf.nest.map_structure(lambda value: value[None], example)

@@ -25,6 +25,17 @@ def number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where below is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+
+
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """(R, C) -> (R,), over the entries that are not NaN."""
+    defined = ~np.isnan(values)
+    return ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
+
+
 def with_intervals(
     statistics: Mapping[str, Statistic], num_examples: int, *, num_bootstrap: int, seed: int
 ) -> dict[str, dict[str, object]]:

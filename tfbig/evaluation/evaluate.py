@@ -169,7 +169,7 @@ def write_predictions(path: Path, evaluation: Evaluation, class_names: Sequence[
 
 def joined(chosen: np.ndarray, class_names: Sequence[str], *, between: str = "|") -> str:
     """The names of the classes that are chosen, (C,) booleans, in one text."""
-    return between.join(str(name) for name, taken in zip(class_names, chosen, strict=True) if taken)
+    return between.join(str(class_names[c]) for c in np.flatnonzero(chosen).tolist())
 
 
 def encodable(text: str) -> str:

@@ -3,8 +3,9 @@
 Each figure is written as a `Statistic` of the examples' weights (see bootstrap.py), which gives value and
 interval alike. Letters in shapes: N examples, C classes, R resamples, K calibration bins.
 
-Sources: expected calibration error, Guo et al. 2017 (arXiv 1706.04599); structural components of the
-AUROC, DeLong et al. 1988. Used by evaluate.py.
+What is one entry an example in (N, C) is kept sparse, so that ten thousand classes cost what they hold.
+
+Source: expected calibration error, Guo et al. 2017 (arXiv 1706.04599). Used by evaluate.py.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from scipy.sparse import csr_array
 
-from tfbig.evaluation.bootstrap import Statistic, number, with_intervals
+from tfbig.evaluation.bootstrap import Statistic, mean_of_defined, number, ratio, with_intervals
+from tfbig.evaluation.placements import Placements, macro_auroc, placements
 
 NUM_BINS = 15
 THRESHOLD = 0.5
+MAX_MATRIX_CLASSES = 1000
+"""Above this many classes almost all cells of a confusion matrix are empty, and only the others are written."""
 # What Keras and scikit-learn clip float32 probabilities at, so that one certain mistake is a finite loss.
 _SMALLEST = float(np.finfo(np.float32).eps)
 
@@ -44,7 +48,8 @@ def classification_metrics(
     Returns:
         `num_examples`, `metrics` (name -> `value`, `low`, `high`, and a `reason` where the value is None or a
         `note` where it needs one), `per_class`, `calibration`, `interval` (how the intervals were made) and,
-        for one class an example, `confusion_matrix` (rows are the true classes). No NaN anywhere.
+        for one class an example, `confusion_matrix` (rows are the true classes), or above 1,000 classes
+        `confusions`, its cells that are not 0 as [true, predicted, count]. No NaN anywhere.
 
         Macro figures average over the classes that define them. The AUROC is of class 1 for two classes and
         the macro average of one against the rest for more; it is resampled by its first-order expansion
@@ -57,24 +62,21 @@ def classification_metrics(
     labels, probabilities = _checked(labels, probabilities, class_names, multi_label)
     targets = labels.astype(bool) if multi_label else _one_hot(labels, len(class_names))  # (N, C)
     decisions = _decisions(probabilities, multi_label)  # (N, C)
-    aurocs = class_aurocs(targets, probabilities)  # (C,)
+    placed = placements(targets, probabilities)
     statistics = (_multi_label_statistics if multi_label else _single_label_statistics)(
-        labels, targets, decisions, probabilities, aurocs
+        labels, targets, decisions, probabilities, placed
     )
     metrics = with_intervals(statistics, len(labels), num_bootstrap=num_bootstrap, seed=seed)
-    _explain(metrics, aurocs, len(labels))
+    _explain(metrics, placed.aurocs, len(labels))
     report: dict[str, object] = {
         "num_examples": len(labels),
         "metrics": metrics,
-        "per_class": _per_class(targets, decisions, aurocs, class_names),
+        "per_class": _per_class(targets, decisions, placed.aurocs, class_names),
         "calibration": _calibration(*_confidence(targets, decisions, probabilities, multi_label)),
         "interval": {"level": 0.95, "method": "bootstrap", "resamples": num_bootstrap, "seed": seed},
     }
     if not multi_label:
-        predicted = probabilities.argmax(axis=1)
-        report["confusion_matrix"] = confusion_matrix(
-            labels, predicted, labels=np.arange(len(class_names))
-        ).tolist()
+        report |= _confusions(labels, probabilities.argmax(axis=1), len(class_names))
     return report
 
 
@@ -89,33 +91,20 @@ def example_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         (N,) float64: negative log-likelihood of the label in nats, or the mean binary cross-entropy over
         classes for (N, C) labels. Probabilities closer to 0 or 1 than 1.2e-7 count as that.
     """
+    if labels.ndim == 1:
+        probabilities = probabilities[np.arange(len(labels)), labels]  # (N,)
     p = np.clip(probabilities.astype(np.float64), _SMALLEST, 1 - _SMALLEST)
     if labels.ndim == 1:
-        return -np.log(p[np.arange(len(labels)), labels])
+        return -np.log(p)
     return -np.where(labels > 0, np.log(p), np.log1p(-p)).mean(axis=1)
-
-
-def class_aurocs(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each class against the rest.
-
-    Args:
-        targets: (N, C) booleans.
-        probabilities: (N, C) scores.
-
-    Returns:
-        (C,) float64, NaN for a class that all examples have, or none.
-    """
-    aurocs = np.full(targets.shape[1], np.nan)
-    for c in range(targets.shape[1]):
-        if 0 < targets[:, c].sum() < len(targets):
-            aurocs[c] = roc_auc_score(targets[:, c], probabilities[:, c])
-    return aurocs
 
 
 def _checked(
     labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], multi_label: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if probabilities.dtype not in (np.float32, np.float64):
+        probabilities = probabilities.astype(np.float64)
     shape = (len(labels), len(class_names))
     if len(labels) == 0 or probabilities.shape != shape:
         raise ValueError(
@@ -150,24 +139,29 @@ def _single_label_statistics(
     targets: np.ndarray,
     decisions: np.ndarray,
     probabilities: np.ndarray,
-    aurocs: np.ndarray,
+    placed: Placements,
 ) -> dict[str, Statistic]:
     num_classes = targets.shape[1]
-    every_class = range(num_classes)
     statistics = {
         "accuracy": _mean((targets & decisions).any(axis=1)),
         "balanced_accuracy": _balanced_accuracy(targets, decisions),
         "macro_f1": _macro_f1(targets, decisions),
-        "auroc": _macro_auroc(targets, probabilities, aurocs, [1] if num_classes == 2 else every_class),
+        "auroc": macro_auroc(placed, [1] if num_classes == 2 else range(num_classes)),
         "loss": _mean(example_losses(labels, probabilities)),
         "expected_calibration_error": _calibration_error(
             *_confidence(targets, decisions, probabilities, multi_label=False)
         ),
     }
     if num_classes > 5:
-        best_five = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # (N, 5)
-        statistics["top5_accuracy"] = _mean((best_five == labels[:, None]).any(axis=1))
+        statistics["top5_accuracy"] = _mean(_num_before(labels, probabilities) < 5)
     return statistics
+
+
+def _num_before(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,) classes that are more probable than the true one; of equal ones the first counts as more probable."""
+    own = np.take_along_axis(probabilities, labels[:, None], axis=1)  # (N, 1)
+    tied = (probabilities == own) & (np.arange(probabilities.shape[1]) < labels[:, None])
+    return (probabilities > own).sum(axis=1) + tied.sum(axis=1)
 
 
 def _multi_label_statistics(
@@ -175,14 +169,14 @@ def _multi_label_statistics(
     targets: np.ndarray,
     decisions: np.ndarray,
     probabilities: np.ndarray,
-    aurocs: np.ndarray,
+    placed: Placements,
 ) -> dict[str, Statistic]:
     return {
         "accuracy": _mean((targets == decisions).mean(axis=1)),
         "exact_match": _mean((targets == decisions).all(axis=1)),
         "micro_f1": _micro_f1(targets, decisions),
         "macro_f1": _macro_f1(targets, decisions),
-        "auroc": _macro_auroc(targets, probabilities, aurocs, range(targets.shape[1])),
+        "auroc": macro_auroc(placed, range(targets.shape[1])),
         "loss": _mean(example_losses(labels, probabilities)),
         "expected_calibration_error": _calibration_error(
             *_confidence(targets, decisions, probabilities, multi_label=True)
@@ -195,64 +189,25 @@ def _mean(values: np.ndarray) -> Statistic:
     return lambda weights: weights @ values / weights.sum(axis=1)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The quotient, NaN where below is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """(R, C) -> (R,), over the entries that are not NaN."""
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
+def _sparse(chosen: np.ndarray) -> csr_array:
+    """(N, C) booleans as sparse float64."""
+    return csr_array(chosen, dtype=np.float64)
 
 
 def _balanced_accuracy(targets: np.ndarray, decisions: np.ndarray) -> Statistic:
-    hits, support = (targets & decisions).astype(np.float64), targets.astype(np.float64)
-    return lambda weights: _mean_of_defined(_ratio(weights @ hits, weights @ support))
+    hits, support = _sparse(targets & decisions), _sparse(targets)  # (N, C)
+    return lambda weights: mean_of_defined(ratio(weights @ hits, weights @ support))
 
 
 def _macro_f1(targets: np.ndarray, decisions: np.ndarray) -> Statistic:
-    hits = (targets & decisions).astype(np.float64)  # (N, C)
-    either = targets.astype(np.float64) + decisions  # (N, C)
-    return lambda weights: _mean_of_defined(_ratio(2 * (weights @ hits), weights @ either))
+    hits, either = _sparse(targets & decisions), _sparse(targets) + _sparse(decisions)  # (N, C)
+    return lambda weights: mean_of_defined(ratio(2 * (weights @ hits), weights @ either))
 
 
 def _micro_f1(targets: np.ndarray, decisions: np.ndarray) -> Statistic:
     hits = (targets & decisions).sum(axis=1).astype(np.float64)  # (N,)
     either = (targets.sum(axis=1) + decisions.sum(axis=1)).astype(np.float64)  # (N,)
-    return lambda weights: _ratio(2 * (weights @ hits), weights @ either)
-
-
-def _macro_auroc(
-    targets: np.ndarray, probabilities: np.ndarray, aurocs: np.ndarray, classes: Sequence[int]
-) -> Statistic:
-    chosen = [c for c in classes if not np.isnan(aurocs[c])]
-    positives = targets[:, chosen].astype(np.float64)  # (N, C)
-    negatives = 1.0 - positives
-    placed = np.stack(
-        [_placements(targets[:, c], probabilities[:, c]) for c in chosen], axis=1
-    ) if chosen else positives  # (N, C)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        among_positives = _ratio(weights @ (placed * positives), weights @ positives)  # (R, C)
-        among_negatives = _ratio(weights @ (placed * negatives), weights @ negatives)
-        return _mean_of_defined(np.clip(among_positives + among_negatives - aurocs[chosen], 0.0, 1.0))
-
-    return statistic
-
-
-def _placements(positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(N,) share of the other side that each example is rightly ordered against; ties count half."""
-    placed = np.empty(len(scores))
-    above, below = np.sort(scores[positive]), np.sort(scores[~positive])
-    placed[positive] = _share_below(below, scores[positive])
-    placed[~positive] = 1 - _share_below(above, scores[~positive])
-    return placed
-
-
-def _share_below(ordered: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    counts = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
-    return counts / (2 * len(ordered))
+    return lambda weights: ratio(2 * (weights @ hits), weights @ either)
 
 
 def _confidence(
@@ -260,8 +215,9 @@ def _confidence(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confidence and correctness of each decision: (N, 1), or (N, C) for multi-label data."""
     if multi_label:
-        return np.where(decisions, probabilities, 1 - probabilities), targets == decisions
-    return probabilities.max(axis=1, keepdims=True), (targets & decisions).any(axis=1, keepdims=True)
+        p = probabilities.astype(np.float64)
+        return np.where(decisions, p, 1 - p), targets == decisions
+    return probabilities.max(axis=1, keepdims=True).astype(np.float64), (targets & decisions).any(axis=1, keepdims=True)
 
 
 def _bins(confidence: np.ndarray) -> np.ndarray:
@@ -293,14 +249,24 @@ def _calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, 
     return table
 
 
+def _confusions(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, object]:
+    cells, counts = np.unique(labels * num_classes + predicted, return_counts=True)
+    true, said = np.divmod(cells, num_classes)
+    if num_classes > MAX_MATRIX_CLASSES:
+        return {"confusions": np.stack([true, said, counts], axis=1).tolist()}
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    matrix[true, said] = counts
+    return {"confusion_matrix": matrix.tolist()}
+
+
 def _per_class(
     targets: np.ndarray, decisions: np.ndarray, aurocs: np.ndarray, class_names: Sequence[str]
 ) -> list[dict[str, object]]:
     hits, support, predicted = (targets & decisions).sum(axis=0), targets.sum(axis=0), decisions.sum(axis=0)
     columns = {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, support),
-        "f1": _ratio(2 * hits, support + predicted),
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, support),
+        "f1": ratio(2 * hits, support + predicted),
         "auroc": aurocs,
     }
     return [

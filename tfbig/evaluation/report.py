@@ -24,6 +24,8 @@ _NUM_WORST = 16
 _NUM_PAIRS = 10
 # Above this many classes tables start with the worst instead of keeping the classes' order.
 _MAX_IN_ORDER = 30
+# More rows than this nobody reads, and ten thousand of them make a page of megabytes.
+_MAX_LISTED = 1000
 # A confusion matrix of up to this many classes leaves room for a table beside it.
 _MAX_BESIDE = 12
 _SHARES = ("accuracy", "exact_match", "balanced_accuracy", "top5_accuracy")
@@ -161,31 +163,36 @@ def _points(history: Sequence[Mapping[str, object]], name: str) -> list[charts.P
 
 
 def _confusion(report: Mapping[str, object]) -> str:
-    matrix = report.get("confusion_matrix")
+    matrix, cells = report.get("confusion_matrix"), report.get("confusions")
+    classes = _rows(report.get("per_class"))
+    names = [str(row["name"]) for row in classes]
+    if isinstance(cells, list):
+        pairs = _pairs(np.asarray(cells), classes)
+        return section("Confusion matrix", pairs, note="Too many classes to draw; evaluation.json has all confusions.")
     if not isinstance(matrix, list):
         return ""
-    names = [str(row["name"]) for row in _rows(report.get("per_class"))]
     note = (
         "Rows are the true classes, columns what the network said. Blue is right, orange is wrong; the stronger the "
         "colour, the larger the share of the row."
     )
-    chart, pairs = charts.confusion_chart(matrix, names), _pairs(matrix, names)
+    counts = np.asarray(matrix)
+    true, said = np.nonzero(counts)
+    pairs = _pairs(np.stack([true, said, counts[true, said]], axis=1), classes)
+    chart = charts.confusion_chart(matrix, names)
     if pairs and len(names) <= _MAX_BESIDE:
         return section("Confusion matrix", f'<div class="pair"><div>{chart}</div><div>{pairs}</div></div>', note=note)
     return section("Confusion matrix", chart, pairs, note=note)
 
 
-def _pairs(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    counts = np.asarray(matrix)
-    support = counts.sum(axis=1)
-    misses = counts - np.diag(np.diag(counts))
-    order = np.argsort(-misses, axis=None, kind="stable")[:_NUM_PAIRS]
+def _pairs(cells: np.ndarray, classes: Sequence[Mapping[str, object]]) -> str:
+    """The most frequent mistakes, of (K, 3) cells of the confusion matrix: true, predicted, count."""
+    misses = cells[cells[:, 0] != cells[:, 1]]
     rows = []
-    for true, said in zip(*np.unravel_index(order, misses.shape), strict=True):
-        if count := misses[true, said]:
-            share = f"{100 * count / support[true]:.1f} %"
-            rows.append([escape(names[true]), escape(names[said]), str(count), share])
-    if len(names) == 2 or not rows:
+    for true, said, count in misses[np.argsort(-misses[:, 2], kind="stable")[:_NUM_PAIRS]]:
+        one, other = classes[true], classes[said]
+        share = f"{100 * count / int(str(one['support'])):.1f} %"
+        rows.append([escape(str(one["name"])), escape(str(other["name"])), str(count), share])
+    if len(classes) == 2 or not rows:
         return ""
     head = ["True", "Predicted", "Examples", "Share of true"]
     return f'<h3 class="below">Most confused</h3>{table(head, rows, numeric=(2, 3))}'
@@ -245,8 +252,10 @@ def _per_class(report: Mapping[str, object]) -> str:
     if len(classes) > _MAX_IN_ORDER:
         classes.sort(key=lambda row: (row["f1"] is None, row["f1"]))
         note = "Lowest F1 first."
+    if len(classes) > _MAX_LISTED:
+        note = f"The {_MAX_LISTED} with the lowest F1, of {len(classes):,}; evaluation.json has them all."
     rows = []
-    for row in classes:
+    for row in classes[:_MAX_LISTED]:
         f1 = row["f1"]
         meter = f'<span class="meter"><b style="width:{100 * f1:.0f}%"></b></span>' if isinstance(f1, float) else ""
         rows.append([

@@ -30,15 +30,33 @@ class FusedConv2D(layers.Conv2D):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """(B, H, W, C) to (B, H / stride, W / stride, F)."""
         x = tf.convert_to_tensor(inputs)
-        is_usual = self.data_format == "channels_last" and self.groups == 1 and tuple(self.dilation_rate) == (1, 1)
-        form = _form_of(self, x.shape) if is_usual and x.dtype == self.compute_dtype else None
+        form = _form_of(self, x.shape) if x.dtype == self.compute_dtype else None
         if form is None:
             return super().call(inputs)
         kernel = tf.cast(tf.convert_to_tensor(self.kernel), x.dtype)
         none = tf.zeros([self.filters], x.dtype)
         bias = none if self.bias is None else tf.cast(tf.convert_to_tensor(self.bias), x.dtype)
-        convolved = form(_thinned(x, self.strides), kernel, bias)
-        return convolved if self.activation is None else self.activation(convolved)
+        result = form(_thinned(x, self.strides), kernel, bias)
+        return result if self.activation is None else self.activation(result)
+
+
+def convolved(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """A layer's convolution with another kernel and bias, where no gradient is wanted.
+
+    Args:
+        layer: Gives strides, padding and dilation; of channels-last images.
+        x: (B, H, W, C).
+        kernel: (K, K, C / groups, F), as `x` in type.
+        bias: (F,), likewise.
+
+    Returns:
+        (B, H / stride, W / stride, F), without the layer's activation.
+    """
+    form = _form_of(layer, x.shape) if isinstance(layer, FusedConv2D) else None
+    if form is not None:
+        return form(_thinned(x, layer.strides), kernel, bias)
+    padding, strides, dilations = layer.padding.upper(), list(layer.strides), list(layer.dilation_rate)
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides, padding, dilations=dilations), bias)
 
 
 Form: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -47,7 +65,8 @@ Form: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 def _form_of(layer: layers.Conv2D, shape: tf.TensorShape) -> Form | None:
     """How a layer is computed faster; None where Keras's own way is as fast."""
-    if shape.rank != 4 or None in shape[1:]:
+    is_usual = layer.data_format == "channels_last" and layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1)
+    if not is_usual or shape.rank != 4 or None in shape[1:]:
         return None
     sizes, strides = tuple(layer.kernel_size), tuple(layer.strides)
     num_pixels = shape[1] * shape[2] // (strides[0] * strides[1])

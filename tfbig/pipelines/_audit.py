@@ -30,6 +30,7 @@ from tfbig.pipelines._audited_run import (
 )
 from tfbig.pipelines._choice import settled_before
 from tfbig.pipelines._command_line import parse
+from tfbig.pipelines._runtime import runtime_of
 from tfbig.startup import import_tensorflow
 from tfbig.training.run_directory import RunDirectory, open_run
 from tfbig.training.task import Task
@@ -84,14 +85,10 @@ def _audited(
     import_tensorflow(show_log=logging.getLogger().isEnabledFor(logging.DEBUG))
     from tfbig.evaluation.audit_report import NOT_PRIVATE, write_audit_report
     from tfbig.evaluation.membership import membership_figures, roc_points
-    from tfbig.runtime import runtime
     from tfbig.training.assembly import assemble
 
-    settings = config.runtime
     # One device, whatever the run had: canaries need no more.
-    with runtime(
-        strategy="none", precision=settings.precision, seed=settings.seed, exact_float32=config.dp.is_private
-    ) as strategy:
+    with runtime_of(config, strategy="none") as strategy:
         splits = task.load(config)
         refuse_other_data(run, splits.manifest.get("fingerprint"))
         assembly = assemble(task, config, splits, strategy, state_for_audit(run, seed) if claim else None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tfbig.config import RunConfig
 from tfbig.pipelines._dry_run import two_batches
+from tfbig.pipelines._runtime import runtime_of
 from tfbig.training.choice import Choice, Precision, Timing, choose, is_open, recorded, unmeasured
 from tfbig.training.run_directory import RunDirectory
 from tfbig.training.task import Task
@@ -95,7 +96,6 @@ def _timed(task: Task, config: RunConfig, splits: Splits, precision: Precision, 
     import tensorflow as tf
 
     from tfbig.data.splits import batches
-    from tfbig.runtime import runtime
     from tfbig.training.assembly import assemble
 
     ends, losses = [time.perf_counter()], []
@@ -108,7 +108,7 @@ def _timed(task: Task, config: RunConfig, splits: Splits, precision: Precision, 
     # A dry run keeps no features of these few examples.
     candidate = dataclasses.replace(Choice(precision, jit_compile, "").applied(config), dry_run=True)
     try:
-        with runtime(strategy=config.runtime.strategy, precision=precision, seed=config.runtime.seed) as strategy:
+        with runtime_of(candidate) as strategy:
             assembly = assemble(task, candidate, splits, strategy)
             batch = batches(assembly.train, assembly.plan, augment=assembly.augment).take(1).cache()
             callback = keras.callbacks.LambdaCallback(on_train_batch_end=after_step)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from tfbig.config import RunConfig
 from tfbig.errors import DivergedError
 from tfbig.pipelines._export import export_version
+from tfbig.pipelines._runtime import runtime_of
 from tfbig.training.task import Task
 
 if TYPE_CHECKING:
@@ -32,16 +33,9 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
     import numpy as np
 
     from tfbig.data.splits import IndexPlan, batches
-    from tfbig.runtime import runtime
     from tfbig.training.assembly import assemble
 
-    settings = config.runtime
-    with runtime(
-        strategy=settings.strategy,
-        precision=settings.precision,
-        seed=settings.seed,
-        exact_float32=config.dp.is_private,
-    ) as strategy:
+    with runtime_of(config) as strategy:
         splits = task.load(config)
         assembly = assemble(task, config, two_batches(splits, config.data.batch_size), strategy)
         learner = assembly.learner

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
-from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError
+from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, shortage
 from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
@@ -67,13 +67,14 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), 75, debug)
     except Exception as error:
-        # From any library: TensorFlow has its own exception for a full disk, and a bug may be anywhere.
-        if type(error).__name__ == "ResourceExhaustedError" or isinstance(error, MemoryError):
-            small = EnvironmentFault("The memory is too small; lower --data.batch_size, --data.image_size or the head.")
-            return _report(small, small.exit_code, debug)
-        if "No space left on device" in str(error):
+        # From any library, and a bug may be anywhere.
+        short_of = shortage(error)
+        if short_of == "disk":
             full = EnvironmentFault("The disk is full; make room, and give the same command again to go on.")
             return _report(full, full.exit_code, debug)
+        if short_of == "memory":
+            small = EnvironmentFault("The memory is too small; lower --data.batch_size, --data.image_size or the head.")
+            return _report(small, small.exit_code, debug)
         return _report(error, 1, debug)
 
 

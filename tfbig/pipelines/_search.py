@@ -13,13 +13,17 @@ import dataclasses
 import gc
 import logging
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 from tfbig.config import RunConfig
-from tfbig.errors import DivergedError, Interrupted, UsageError
+from tfbig.errors import DivergedError, EnvironmentFault, TfbigError, UsageError, shortage
 from tfbig.pipelines._command_line import to_yaml
+from tfbig.pipelines._runtime import runtime_of
 from tfbig.pipelines._search_space import parameters
 from tfbig.pipelines._stages import Outcome, conclude, refuse_other_data, trained
+from tfbig.training.conflicts import check_conflicts
+from tfbig.training.journal import has_begun
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.space import with_values
 from tfbig.training.task import Task
@@ -27,7 +31,7 @@ from tfbig.training.task import Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from tfbig.data.splits import Splits
+    from tfbig.data.splits import Split, Splits
     from tfbig.training.assembly import Assembly
     from tfbig.training.private_search import PrivateSearch
     from tfbig.training.tune import Trial, Trials
@@ -46,8 +50,8 @@ def search(task: Task, config: RunConfig, run_directory: RunDirectory) -> Outcom
     Raises:
         DivergedError: All trials failed.
     """
-    begin(task, config, run_directory)
-    return work(task, config, run_directory, 0)
+    with begun(task, config, run_directory):
+        return work(task, config, run_directory, 0)
 
 
 def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int) -> Outcome:
@@ -60,21 +64,39 @@ def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int
         number: Of the worker, from 0.
 
     Raises:
+        UsageError: There is no validation split.
         DivergedError: All trials failed.
     """
-    from tfbig.training import private_search
+    from tfbig.training import private_search, private_state
+    from tfbig.training.tune import planned
 
     splits = task.load(config)
-    refuse_other_data(splits.manifest, run_directory)
+    if splits.validation is None:
+        raise UsageError(
+            "A search chooses by the loss on a validation split, and there is none; give --data.validation_fraction "
+            "0.1, or a validation split."
+        )
+    if config.resume != "never":
+        refuse_other_data(splits.manifest, run_directory)
+    private = _planned_privacy(config, run_directory, splits) if config.dp.is_private else None
+    if config.resume == "never":
+        # Nothing can refuse the new search any more, so the old one may go.
+        run_directory.clear()
+        if private is not None:
+            planned(run_directory.path / "trials", private.to_json, lambda plan: None)
+        _write_down(task, config, run_directory)
     if number == 0:
         run_directory.write_json("data_manifest.json", dict(splits.manifest))
-    private = _planned_privacy(config, run_directory, splits) if config.dp.is_private else None
     common = config if private is None else private_search.trial_config(config, private)
-    trials = trials_of(task, config, run_directory, None if private is None else private.num_trials)
+    trials = trials_of(task, config, run_directory, private)
     run_trials(task, common, trials, splits)
     if number > 0:
         return {}, 0
     trials.refresh()
+    if private is not None:
+        # A trial that failed keeps its secret otherwise.
+        for checkpoints in trials.folder.glob("*/checkpoints"):
+            private_state.erase(checkpoints)
     run_directory.write_json("search.json", _summary(task, config, trials))
     if private is not None and trials.best is not None:
         path = run_directory.path / "trials" / trials.best.name
@@ -83,12 +105,28 @@ def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int
     return _concluded(task, common, run_directory, trials, splits, None if private is None else private.epsilon)
 
 
-def begin(task: Task, config: RunConfig, run_directory: RunDirectory) -> None:
-    """Writes down what is searched, before the first trial; empties the folder for a search that starts anew."""
+@contextlib.contextmanager
+def begun(task: Task, config: RunConfig, run_directory: RunDirectory) -> Iterator[None]:
+    """Around a search: writes down what is searched, and leaves nothing of one that was refused before its first trial.
+
+    One that starts anew is written down by `work`, where it takes the place of the old one.
+    """
     if config.resume == "never":
-        run_directory.clear()
-    run_directory.update_status("running")
+        yield
+        return
+    _write_down(task, config, run_directory)
+    try:
+        yield
+    except TfbigError:
+        if not has_begun(run_directory.path / "trials"):
+            run_directory.clear()
+        raise
+
+
+def _write_down(task: Task, config: RunConfig, run_directory: RunDirectory) -> None:
+    # By config.yaml a folder is known as a run's, so it comes first.
     run_directory.write_text("config.yaml", to_yaml(task, config))
+    run_directory.update_status("running")
 
 
 def _planned_privacy(config: RunConfig, run_directory: RunDirectory, splits: Splits) -> PrivateSearch:
@@ -98,40 +136,45 @@ def _planned_privacy(config: RunConfig, run_directory: RunDirectory, splits: Spl
     from tfbig.training.fit import ledger_path
     from tfbig.training.tune import planned
 
-    found = private_search.from_json(
-        planned(
-            run_directory.path / "trials",
-            lambda: private_search.plan(config, num_examples=splits.spec.num_train).to_json(),
-        )
-    )
-    path = ledger_path(config)
-    if path is not None:
-        private_search.charge(
-            found,
-            path,
-            run_dir=run_directory.path.resolve(),
-            dataset=resolved(config.data.source),
-            fingerprint=str(splits.manifest.get("content", "")),
-            limit_epsilon=config.dp.ledger_epsilon,
-        )
+    def draw() -> dict[str, object]:
+        return private_search.plan(config, num_examples=splits.spec.num_train).to_json()
+
+    def charge(plan: dict[str, object]) -> None:
+        path = ledger_path(config)
+        if path is not None:
+            private_search.charge(
+                private_search.from_json(plan),
+                path,
+                run_dir=run_directory.path.resolve(),
+                dataset=resolved(config.data.source),
+                fingerprint=str(splits.manifest.get("content", "")),
+                limit_epsilon=config.dp.ledger_epsilon,
+            )
+
+    if config.resume == "never":
+        plan = draw()
+        charge(plan)
+    else:
+        plan = planned(run_directory.path / "trials", draw, charge)
+    found = private_search.from_json(plan)
     noise = found.selection.mechanism.noise_multiplier
     log.info("a private search: epsilon %.4g as a whole, noise multiplier %.5g", found.epsilon, noise)
     return found
 
 
 def trials_of(
-    task: Task, config: RunConfig, run_directory: RunDirectory, num_trials: int | None = None
+    task: Task, config: RunConfig, run_directory: RunDirectory, private: PrivateSearch | None
 ) -> Trials:
-    """The trials of a search, as far as they are written down; `num_trials` where a number was drawn."""
+    """The trials of a search, as far as they are written down; `private` says how many, and from what seed."""
     from tfbig.training.tune import Trials
 
     return Trials(
         run_directory.path / "trials",
         parameters(task, config),
         tuner=config.tune.tuner,
-        max_trials=num_trials or config.tune.max_trials or 0,
+        max_trials=private.num_trials if private else config.tune.max_trials or 0,
         max_epochs=config.train.epochs,
-        seed=config.runtime.seed,
+        seed=private.seed if private else config.runtime.seed,
         may_repeat=config.dp.is_private,
     )
 
@@ -175,8 +218,6 @@ def _short(value: object) -> str:
 def _run_trial(
     task: Task, config: RunConfig, trials: Trials, splits: Splits, *, begun: tuple[Trial, RunDirectory]
 ) -> None:
-    import tensorflow as tf
-
     from tfbig.training.tensorboard import write_trial
 
     trial, run = begun
@@ -190,20 +231,23 @@ def _run_trial(
                 score, spent, facts = _executed(task, _config_of(config, trial, own, execution), own, splits)
                 scores.append(score)
                 seconds += spent
-    except (DivergedError, MemoryError, tf.errors.ResourceExhaustedError, UsageError) as error:
-        if isinstance(error, UsageError) and _NO_VALIDATION in str(error):
+    except BaseException as error:
+        reason = _failure(error)
+        # A folder without its configuration is nobody's run.
+        is_run = (run.path / "config.yaml").exists()
+        if reason is None:
+            # It ends the search, not the trial, which goes on where it was; a full disk takes no word of that.
+            with contextlib.suppress(EnvironmentFault):
+                trials.pause(trial)
+                if is_run:
+                    run.update_status("interrupted", reason=str(error) or "interrupted", finished=now())
             raise
-        reason = str(error) if isinstance(error, (DivergedError, UsageError)) else "the memory is too small"
-        run.update_status("failed", reason=reason, finished=now())
+        if is_run:
+            run.update_status("failed", reason=reason, finished=now())
         write_trial(trials.folder.parent / "tensorboard", trial.name, trial.values, {})
         trials.fail(trial, reason)
         log.warning("trial %s failed: %s", trial.name, reason)
         return
-    except (KeyboardInterrupt, Interrupted) as error:
-        if (run.path / "config.yaml").exists():
-            run.update_status("interrupted", reason=str(error) or "interrupted", finished=now())
-        trials.pause(trial)
-        raise
     score = sum(scores) / len(scores)
     write_trial(trials.folder.parent / "tensorboard", trial.name, trial.values, {"validation_loss": score, **facts})
     trials.end(trial, score=score, seconds=round(seconds, 3), facts=facts)
@@ -212,9 +256,25 @@ def _run_trial(
     log.info("trial %s: validation loss %.4g%s", trial.name, score, told)
 
 
+def _failure(error: BaseException) -> str | None:
+    """Why a trial failed; None where what happened is not the trial's."""
+    short_of = shortage(error)
+    if short_of is not None:
+        return "the memory is too small" if short_of == "memory" else None
+    return str(error) if isinstance(error, (DivergedError, UsageError)) else None
+
+
 def _config_of(config: RunConfig, trial: Trial, run: RunDirectory, execution: int = 0) -> RunConfig:
-    """A trial's own configuration: a run like any other, in its own folder, that exports nothing."""
-    plain = with_values(config, trial.values)
+    """A trial's own configuration: a run like any other, in its own folder, that exports nothing.
+
+    Raises:
+        UsageError: Its settings cannot work together, or privacy forbids them.
+    """
+    try:
+        plain = with_values(config, trial.values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    check_conflicts(plain)
     seed = (config.runtime.seed + execution) % 2**31
     return dataclasses.replace(
         plain,
@@ -229,17 +289,12 @@ def _executed(
     task: Task, config: RunConfig, run: RunDirectory, splits: Splits
 ) -> tuple[float, float, dict[str, float]]:
     """Trains one run of a trial: its loss on the validation split, the seconds it trained, and what else is known."""
-    if splits.validation is None:
-        raise UsageError(f"A search {_NO_VALIDATION}; give --data.validation_fraction 0.1, or a validation split.")
     with trained(task, config, run, splits) as (assembly, ledger):
         losses, accuracy = _validated(assembly)
         score = float(losses.mean())
         run.update_status("done", epoch=ledger.epoch, step=ledger.global_step, finished=now(), validation_loss=score)
     facts = {"epochs": float(ledger.epoch)}
     return score, ledger.seconds, facts if accuracy is None else {**facts, "validation_accuracy": accuracy}
-
-
-_NO_VALIDATION = "chooses by the loss on a validation split, and there is none"
 
 
 def _validated(assembly: Assembly) -> tuple[np.ndarray, float | None]:
@@ -250,9 +305,7 @@ def _validated(assembly: Assembly) -> tuple[np.ndarray, float | None]:
     from tfbig.evaluation.evaluate import predict
     from tfbig.evaluation.metrics import example_losses
 
-    split = assembly.validation
-    if split is None:
-        raise UsageError(f"A search {_NO_VALIDATION}.")
+    split = cast("Split", assembly.validation)
     network, spec = assembly.learner.network, assembly.splits.spec
     probabilities = predict(network, split, batch_size=assembly.physical_batch_size, spec=spec)
     accuracy = None if split.labels.ndim == 2 else float((probabilities.argmax(axis=1) == split.labels).mean())
@@ -268,7 +321,6 @@ def _concluded(
     epsilon: float | None,
 ) -> Outcome:
     """Makes the best trial's network the search's, and judges it, alone of all, on the test split."""
-    from tfbig.runtime import runtime
     from tfbig.training import private_state
     from tfbig.training.assembly import assemble
     from tfbig.training.environment import describe
@@ -283,13 +335,7 @@ def _concluded(
     winner = dataclasses.replace(_config_of(config, best, run_directory), export=config.export)
     shutil.rmtree(run_directory.checkpoints, ignore_errors=True)
     shutil.copytree(trials.folder / best.name / "checkpoints", run_directory.checkpoints)
-    settings = winner.runtime
-    with runtime(
-        strategy=settings.strategy,
-        precision=settings.precision,
-        seed=settings.seed,
-        exact_float32=config.dp.is_private,
-    ) as strategy:
+    with runtime_of(winner) as strategy:
         state = private_state.read(run_directory.checkpoints) if config.dp.is_private else None
         assembly = assemble(task, winner, splits, strategy, state)
         ledger = restore_final(assembly, winner, run_directory)

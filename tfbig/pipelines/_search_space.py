@@ -6,6 +6,7 @@ never work.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -13,7 +14,16 @@ from tfbig.config import RunConfig, TuneConfig
 from tfbig.errors import UsageError
 from tfbig.pipelines._command_line import Flag, checked_value, flags, nearest_flag
 from tfbig.suggest import nearest
-from tfbig.training.space import KINDS, Kind, Parameter, Value, with_values
+from tfbig.training.conflicts import check_conflicts
+from tfbig.training.space import (
+    KINDS,
+    Kind,
+    Parameter,
+    Value,
+    hyperband_bracket,
+    num_settings,
+    with_values,
+)
 from tfbig.training.task import Task
 
 # What decides which examples there are: trials must be judged on the same.
@@ -43,7 +53,25 @@ def check_search(task: Task, config: RunConfig) -> None:
             "--dp.max_epsilon ends a run early, and the trials of a private search must all cost the same; give "
             "--dp.target_epsilon, which is for the search as a whole."
         )
-    parameters(task, config)
+    space = parameters(task, config)
+    if config.tune.tuner == "hyperband":
+        _refuse_short_hyperband(config, space)
+
+
+def _refuse_short_hyperband(config: RunConfig, space: tuple[Parameter, ...]) -> None:
+    """What ends before the last round of the first bracket has trained nothing for --train.epochs."""
+    rounds = hyperband_bracket(config.train.epochs)
+    if (config.tune.max_trials or 0) < sum(rounds):
+        raise UsageError(
+            f"--tune.tuner hyperband with --train.epochs {config.train.epochs} needs at least --tune.max_trials "
+            f"{sum(rounds)}, got {config.tune.max_trials}: with fewer, no trial may be trained to its end. Give more, "
+            "or fewer --train.epochs, or --tune.tuner random."
+        )
+    if num_settings(space) < rounds[0]:
+        raise UsageError(
+            f"--tune.tuner hyperband with --train.epochs {config.train.epochs} begins with {rounds[0]} different "
+            f"settings, and the space has {num_settings(space):g}; give a larger one, or --tune.tuner random."
+        )
 
 
 def parameters(task: Task, config: RunConfig) -> tuple[Parameter, ...]:
@@ -103,7 +131,8 @@ def _checked(task: Task, config: RunConfig, name: str, value: object) -> Value:
     """The value as its flag takes it."""
     try:
         found = checked_value(task, name, value)
-        with_values(config, {name: found})
+        # Still a search, some of whose settings are refused for being one.
+        check_conflicts(dataclasses.replace(with_values(config, {name: found}), tune=config.tune))
     except ValueError as error:
         raise UsageError(f"tune.space.{name}: {error}") from error
     if isinstance(found, float) and not math.isfinite(found):

@@ -8,7 +8,6 @@ Imports no TensorFlow.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -30,14 +29,17 @@ from tfbig.errors import (
     TfbigError,
     UsageError,
 )
-from tfbig.suggest import nearest
+from tfbig.pipelines._processes import devices_of_workers, job_module, started
 from tfbig.training.journal import NAME as JOURNAL
+from tfbig.training.run_directory import RunDirectory
 from tfbig.training.task import Task
 
 log = logging.getLogger(__name__)
 
 _WORKER = "TFBIG_SEARCH_WORKER"
 _POLL_S = 0.1
+# That a worker may take to save its trial; a second signal ends it sooner.
+_SAVING_S = 600
 # Deaths in a row without a line in the journal, after which starting workers again is given up.
 _MAX_IDLE_DEATHS = 3
 _ERRORS = {kind.exit_code: kind for kind in (UsageError, DataError, EnvironmentFault, DivergedError, GateError)}
@@ -70,22 +72,26 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
         num_workers: N, at least 1.
 
     Returns:
-        The last line of the search's command.
+        What the search's command prints last.
 
     Raises:
         TfbigError: What ended the search.
     """
-    from tfbig.pipelines._command_line import parse
+    from tfbig.pipelines._command_line import parse, to_yaml
     from tfbig.pipelines._main import held
-    from tfbig.pipelines._search import begin
+    from tfbig.pipelines._search import begun
     from tfbig.pipelines._search_space import check_search
     from tfbig.training.conflicts import check_conflicts
 
-    module = job if "." in job else job_module(job)
+    module = job_module(job)
     task = _task(module)
+    options = [word for word in words if word in ("--debug", "--print_config")]
+    words = [word for word in words if word not in options]
     config = parse(task, words)
     check_conflicts(config)
     check_search(task, config)
+    if "--print_config" in options:
+        return to_yaml(task, config).rstrip()
     if not config.tune.is_search or config.dry_run:
         raise UsageError(
             "launch --tune starts a search; give --tune.max_trials 20 and a space with it, or a recipe such as "
@@ -97,20 +103,10 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
             from json import dumps
 
             return dumps(finished[0], ensure_ascii=False)
-        begin(task, config, run_directory)
-        command = [sys.executable, "-m", module, *words, f"--run_dir={run_directory.path}", "--resume=auto"]
+        command = [sys.executable, "-m", module, *words, *options, f"--run_dir={run_directory.path}"]
         workers = [_Worker(number, command, devices[number]) for number in range(num_workers)]
-        return _supervised(workers, run_directory.path / "trials" / JOURNAL)
-
-
-def job_module(job: str) -> str:
-    """A job of one's own lies in the folder that one is in, as `python -m` finds it."""
-    jobs = [path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "job"]
-    if job in jobs:
-        return f"tfbig.pipelines.{job}"
-    if Path(f"{job}.py").is_file():
-        return job
-    raise UsageError(f"launch needs one of the jobs {', '.join(jobs)}, or a module, got {job!r}.{nearest(job, jobs)}")
+        with begun(task, config, run_directory):
+            return _supervised(workers, run_directory, starts_anew=config.resume == "never")
 
 
 def _task(module: str) -> Task:
@@ -125,21 +121,6 @@ def _task(module: str) -> Task:
     return task
 
 
-def devices_of_workers(num_workers: int) -> list[dict[str, str]]:
-    """What each worker finds in its environment: a GPU of its own where there are some, else its share of the cores."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    if visible is not None:
-        gpus = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    if gpus:
-        if num_workers > len(gpus):
-            raise UsageError(f"launch gives each worker a GPU, and there are {len(gpus)}; give --workers {len(gpus)}.")
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:num_workers]]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // num_workers))
-    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return [{name: threads for name in names if name not in os.environ}] * num_workers
-
-
 class _Worker:
     """One process, started again where it is killed; its lines on stderr are passed on under its name.
 
@@ -151,22 +132,19 @@ class _Worker:
 
     def __init__(self, number: int, command: Sequence[str], devices: dict[str, str]) -> None:
         self.number = number
-        self._command, self._environment = command, {**os.environ, **devices, _WORKER: str(number)}
+        self._command, self._environment = command, {**devices, _WORKER: str(number)}
         self.last_error, self.last_line = "", ""
-        self.start()
+        self.process: subprocess.Popen | None = None
 
-    def start(self) -> None:
-        """Starts the process, out of reach of the terminal's own signals: the launcher passes them on."""
-        self.process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+    def start(self, *, starts_anew: bool = False) -> None:
+        """Starts the process, out of reach of the terminal's own signals: the launcher passes them on.
+
+        Args:
+            starts_anew: Whether it puts a new search in the place of the one in the folder.
+        """
+        command = [*self._command, "--resume=never" if starts_anew else "--resume=auto"]
+        # It ends when its standard input does, see `end_with_launcher`.
+        self.process = started(command, self._environment, stdin=subprocess.PIPE)
         self._readers = [
             threading.Thread(target=read, args=(self.process,), daemon=True)
             for read in (self._read_errors, self._read_output)
@@ -176,7 +154,7 @@ class _Worker:
 
     def ended(self) -> int | None:
         """The exit code once all that the process wrote is read; negative for a signal, None while it runs."""
-        code = self.process.poll()
+        code = None if self.process is None else self.process.poll()
         if code is not None:
             for reader in self._readers:
                 reader.join(timeout=5)
@@ -194,24 +172,42 @@ class _Worker:
             self.last_line = line.rstrip("\n") or self.last_line
 
 
-def _supervised(workers: Sequence[_Worker], journal: Path) -> str:
-    """Waits for all workers; see `launch_search`."""
+def _supervised(workers: Sequence[_Worker], run: RunDirectory, *, starts_anew: bool) -> str:
+    """Starts the workers and waits for all of them; see `launch_search`."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    journal = run.path / "trials" / JOURNAL
     try:
+        if starts_anew:
+            # By itself until the old search has made room for the new one, in which the others then take part.
+            old = run.read_json("status.json")
+            workers[0].start(starts_anew=True)
+            _wait(workers[:1], journal, asked, until=lambda: run.read_json("status.json") not in ({}, old))
+        for worker in workers[starts_anew:]:
+            worker.start()
         _wait(workers, journal, asked)
+    except Interrupted as error:
+        if _stop(workers, asked):
+            raise Interrupted(
+                "Stopped; a worker did not end by itself and was killed, so what it did since its last checkpoint is "
+                "lost. The same command goes on from there."
+            ) from error
+        raise
     finally:
-        _stop(workers)
+        _stop(workers, asked)
         for number, handler in before.items():
             signal.signal(number, handler)
     return workers[0].last_line
 
 
-def _wait(workers: Sequence[_Worker], journal: Path, asked: Sequence[int]) -> None:
+def _wait(
+    workers: Sequence[_Worker], journal: Path, asked: Sequence[int], until: Callable[[], bool] | None = None
+) -> None:
+    """Until all have ended, each started again where it was killed, or until something has happened."""
     running, idle_deaths, size = list(workers), 0, -1
     while running:
         time.sleep(_POLL_S)
@@ -219,6 +215,8 @@ def _wait(workers: Sequence[_Worker], journal: Path, asked: Sequence[int]) -> No
             code = worker.ended()
             if asked or code == Interrupted.exit_code:
                 raise Interrupted("Stopped on request with everything saved; the same command goes on from here.")
+            if until is not None and until():
+                return
             if code == 0:
                 running.remove(worker)
             elif code is not None and code < 0:
@@ -230,7 +228,7 @@ def _wait(workers: Sequence[_Worker], journal: Path, asked: Sequence[int]) -> No
                         f"Workers were killed {idle_deaths} times in a row before they could begin a trial, as where "
                         "the memory is too small; give fewer --workers."
                     )
-                worker.start()
+                worker.start(starts_anew=until is not None)
             elif code is not None:
                 raise _error(worker, code)
 
@@ -241,16 +239,25 @@ def _error(worker: _Worker, code: int) -> TfbigError:
     return kind(reason or f"worker {worker.number} ended with exit code {code}.")
 
 
-def _stop(workers: Sequence[_Worker]) -> None:
-    """Ends the workers that still run, gently, and after half a minute for certain."""
-    for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            worker.process.terminate()
-    deadline = time.monotonic() + 30
-    for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(max(0.1, deadline - time.monotonic()))
-        if worker.process.poll() is None:
-            worker.process.kill()
-            worker.process.wait()
+def _stop(workers: Sequence[_Worker], asked: Sequence[int]) -> int:
+    """Ends the workers that still run, gently so that they save, and at another signal or after minutes for certain.
+
+    Returns:
+        How many had to be killed.
+    """
+    running = [worker for worker in workers if worker.process is not None and worker.ended() is None]
+    processes = [worker.process for worker in running if worker.process is not None]
+    for process in processes:
+        process.terminate()
+    num_asked, deadline = max(1, len(asked)), time.monotonic() + _SAVING_S
+    while any(process.poll() is None for process in processes):
+        if len(asked) > num_asked or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    late = [process for process in processes if process.poll() is None]
+    for process in late:
+        process.kill()
+        process.wait()
+    for worker in running:
         worker.ended()
+    return len(late)

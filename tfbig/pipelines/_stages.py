@@ -16,6 +16,7 @@ from tfbig.errors import UsageError
 from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._export import export_version
+from tfbig.pipelines._runtime import runtime_of
 from tfbig.pipelines._workers import chiefs_private_state, refuse_other_data_than_chiefs
 from tfbig.team import Team
 from tfbig.training.run_directory import RunDirectory, now
@@ -55,7 +56,6 @@ def trained(
     """
     import tensorflow as tf
 
-    from tfbig.runtime import runtime
     from tfbig.training import private_state
     from tfbig.training.assembly import assemble
     from tfbig.training.environment import describe
@@ -63,14 +63,8 @@ def trained(
 
     written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory)
     splits = splits or loaded
-    settings, team = config.runtime, team or Team()
-    with runtime(
-        strategy=settings.strategy,
-        precision=settings.precision,
-        seed=settings.seed,
-        exact_float32=config.dp.is_private,
-        team=team,
-    ) as strategy:
+    team = team or Team()
+    with runtime_of(config, team=team) as strategy:
         # A private run that goes on draws with the secret that it began with.
         goes_on = config.dp.is_private and config.resume != "never" and team.is_chief
         state = private_state.read(run_directory.checkpoints) if goes_on else None
@@ -84,9 +78,10 @@ def trained(
             environment[_choice.NAME] = choice.record()
         if config.resume == "never" and team.is_chief:
             begin_anew(assembly, config, run_directory)
-        run_directory.update_status("running")
         refuse_other_data(assembly.splits.manifest, run_directory)
+        # First of all its files, for by it the folder of a run that was killed is known as one.
         run_directory.write_text("config.yaml", to_yaml(task, written))
+        run_directory.update_status("running")
         run_directory.write_json("environment.json", environment)
         run_directory.write_json("data_manifest.json", dict(assembly.splits.manifest))
         yield assembly, fit(assembly, config, run_directory, team=team)

@@ -130,5 +130,11 @@ def assign(group: str, variables: Sequence, arrays: Sequence[np.ndarray]) -> Non
         variable.assign(array)
 
 
+def latest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, whole or not; None where there is none."""
+    paths = _in_order(folder)
+    return int(paths[-1].stem.split("-")[1]) if paths else None
+
+
 def _in_order(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.npz"))

@@ -3,8 +3,9 @@
 Keras 3's fit breaks under MultiWorkerMirroredStrategy in two places: it builds the model from a batch that it reduces
 over the replicas, and it averages scalar logs along a batch axis. `Learner` is built already and needs no such batch,
 and its steps are made here, as Keras's own documentation lets `make_train_function` be replaced. That is less than a
-training loop of our own, which would have to do again what Keras's fit does for the callbacks, validation and epochs;
-and nothing of Keras is patched, so its version matters only to the test that trains on two processes. Used by
+training loop of our own, which would have to do again what Keras's fit does for the callbacks, validation and epochs.
+Nothing of Keras is patched, but two private names are relied on: `Learner` overrides `_maybe_symbolic_build`, and `fed`
+sets a dataset's `_cardinality`; the test that trains on two processes sees whether a version still has them. Used by
 learner.py, fit.py and state.py.
 """
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # Examples whose values are part of a key: the first, the last, and some between.
 _NUM_PROBED = 8
+# How features.py computes; to be changed with it, so that what it computes otherwise is never mixed.
+_COMPUTATION = "folded 1"
 # Where a configuration has names of layers.
 _NAMING = ("name", "keras_history", "input_layers", "output_layers")
 
@@ -59,6 +61,7 @@ def feature_key(trunk: keras.Model, split: Split, origin: Origin, batch_size: in
     if not origin.data or architecture is None:
         return None
     parts: Mapping[str, object] = {
+        "computation": _COMPUTATION,
         "versions": [__version__, tf.__version__, keras.__version__],
         "devices": sorted({device.device_type for device in tf.config.list_logical_devices()}),
         "precision": keras.config.dtype_policy().name,

@@ -7,6 +7,7 @@ key of feature_key.py, and in memory where there is no such key or no such disk.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.splits import IndexPlan, Split, batches
+from tfbig.networks.folded import folded
 from tfbig.training.distribution import is_over_workers
 from tfbig.training.feature_cache import FeatureCache
 from tfbig.training.feature_key import Origin, feature_key
@@ -119,14 +121,16 @@ def _computed(trunk: keras.Model, split: Split, batch_size: int) -> Iterator[np.
     plan = IndexPlan(len(split), batch_size, shuffle=False)
     dataset = batches(split, plan).map(lambda x, y, weight: x)
     strategy, missing = trunk.distribute_strategy, len(split)
+    # Without autograph, which would rewrite the walk through the trunk's layers.
+    forward = tf.function(
+        lambda x: strategy.run(functools.partial(folded, trunk), args=(x,)), reduce_retracing=True, autograph=False
+    )
     if is_over_workers(strategy):
         # Each worker for itself, and by itself: what one of them finds in its cache, another may have to compute.
-        alone = tf.function(lambda x: strategy.run(trunk, args=(x,), kwargs={"training": False}), reduce_retracing=True)
-        computed = (strategy.experimental_local_results(alone(x))[0] for x in dataset)
+        computed = (strategy.experimental_local_results(forward(x))[0] for x in dataset)
     else:
-        trunk.make_predict_function()
         distributed = strategy.experimental_distribute_dataset(dataset)
-        computed = (trunk.predict_function([x]) for x in distributed)
+        computed = (np.concatenate(strategy.experimental_local_results(forward(x))) for x in distributed)
     for outputs in computed:
         rows = np.asarray(outputs, np.float32)[:missing]
         missing -= len(rows)

@@ -21,6 +21,12 @@ from tfbig.errors import EnvironmentFault
 NAME = "journal.jsonl"
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether the journal in a folder of trials says anything."""
+    journal = folder / NAME
+    return journal.exists() and journal.stat().st_size > 0
+
+
 class Journal:
     """The lines of a search's file, each read once.
 
@@ -68,6 +74,11 @@ class Journal:
             ) from error
         self._read_to += len(whole) + bool(whole)
         return entries
+
+    def forget(self) -> None:
+        """Takes back all lines. Only inside `locked`."""
+        os.truncate(self.path, 0)
+        self._read_to = 0
 
     def add(self, entry: dict) -> None:
         """Writes one line behind those that `news` has given. Only inside `locked`.

@@ -74,26 +74,28 @@ class Learner(keras.Model):
         return self._judge(batch, losses, outputs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes `train_function` of `train_step`: Keras's way, or over several replicas our own."""
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            if force or self.train_function is None:
-                step, jit_compile = self.train_step, self.jit_compile
-                self.train_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
-        elif not self._is_one_graph:
+        """Makes `train_function` of `train_step`: Keras's way, or our own where that is better."""
+        if not self._has_own_functions:
             super().make_train_function(force)
         elif force or self.train_function is None:
-            self.train_function = _from_iterator(self.train_step)
+            self.train_function = self._function_of(self.train_step)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes `test_function` of `test_step`: Keras's way, or over several replicas our own."""
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            if force or self.test_function is None:
-                step, jit_compile = self.test_step, self.jit_compile
-                self.test_function = step_function(self.distribute_strategy, step, jit_compile=jit_compile)
-        elif not self._is_one_graph:
+        """Makes `test_function` of `test_step`, likewise."""
+        if not self._has_own_functions:
             super().make_test_function(force)
         elif force or self.test_function is None:
-            self.test_function = _from_iterator(self.test_step)
+            self.test_function = self._function_of(self.test_step)
+
+    @property
+    def _has_own_functions(self) -> bool:
+        return self.distribute_strategy.num_replicas_in_sync > 1 or self._is_one_graph
+
+    def _function_of(self, step: Callable) -> Callable:
+        """A step over several replicas, or as one graph."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            return step_function(self.distribute_strategy, step, jit_compile=self.jit_compile)
+        return _from_iterator(step)
 
     def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
         """Builds the optimizer, without a batch: Keras averages one over the replicas, and strings have no mean."""

@@ -36,7 +36,7 @@ class _Keyed(keras_tuner.Oracle):
     def populate_space(self, trial_id: str) -> Mapping[str, object]:
         number = int(trial_id)
         self._seed_state = self.seed + _DRAWS_A_TRIAL * number
-        self._random_state = np.random.RandomState([self.seed, number])
+        self._random_state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, number])))
         return super().populate_space(trial_id)  # type: ignore[misc]
 
     def save(self) -> None:
@@ -77,7 +77,7 @@ class Oracle:
         space: What is drawn.
         max_trials: It is asked for at most so many.
         max_epochs: hyperband: epochs of the trials that are trained longest.
-        seed: Of all draws, from 0.
+        seed: Of all draws, from 0, however large.
         may_repeat: random: whether two trials may have the same settings, as what a private search promises needs.
     """
 

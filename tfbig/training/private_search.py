@@ -9,22 +9,24 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfbig.config import RunConfig
 from tfbig.gradients.private.accounting import pld_grid
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.gradients.private.mechanism import Mechanism
-from tfbig.gradients.private.record import UNCOUNTED_RUNS, UNIT
+from tfbig.gradients.private.record import UNCOUNTED_RUNS, UNIT, program
 from tfbig.gradients.private.selection import Selection, calibrated, draw_num_trials
 from tfbig.gradients.private.statement import epsilon_in_words
 
+_SEED_BITS = 128
 _TRIALS = (
     "every trial's network and figures: what is promised of a random search holds for whoever sees its best network "
     "and no other trial, not even how many there were"
 )
 _SEARCH = "how many trials there were, and their losses on the validation examples, without noise"
+_OTHERS = {"trials/": _TRIALS, "search.json": _SEARCH, "report.html": _SEARCH, "tensorboard/": _SEARCH}
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,16 @@ class PrivateSearch:
         delta: Of the promise.
         num_trials: How many trials it has; in a random search drawn at random.
         run_id: Names the search in a ledger.
+        seed: Of what a random search tries; from the operating system's randomness, since with a public one the best
+            trial's settings would tell which trial it was. The others' later trials are chosen by results anyway, and
+            theirs is --runtime.seed.
     """
 
     selection: Selection
     delta: float
     num_trials: int
     run_id: str
+    seed: int = field(repr=False)
 
     @property
     def epsilon(self) -> float:
@@ -75,7 +81,8 @@ def plan(config: RunConfig, *, num_examples: int) -> PrivateSearch:
     if dp.target_epsilon is not None:
         selection = calibrated(selection, target_epsilon=dp.target_epsilon, delta=dp.delta)
     num_trials = draw_num_trials(most) if is_random else most
-    return PrivateSearch(selection, dp.delta, num_trials, secrets.token_hex(16))
+    seed = secrets.randbits(_SEED_BITS) if is_random else config.runtime.seed
+    return PrivateSearch(selection, dp.delta, num_trials, secrets.token_hex(16), seed)
 
 
 def from_json(content: Mapping[str, object]) -> PrivateSearch:
@@ -150,8 +157,13 @@ def record_of(search: PrivateSearch, trial: Mapping[str, object], *, ledger: str
     )
     gaps.append("The choice of the space, and other runs on this data that are not in a ledger.")
     if is_drawn:
-        gaps.append("Whoever sees other trials than the best one, or how many there were: delete trials/.")
-    files = {**trial["not_private_files"], "trials/": _TRIALS, "search.json": _SEARCH}  # type: ignore[dict-item]
+        gaps.append(
+            "Whoever sees other trials than the best one, or how many there were: delete trials/, search.json, "
+            "report.html and tensorboard/, which tell of all of them."
+        )
+    files = dict(trial["not_private_files"])  # type: ignore[call-overload]
+    for name, what in _OTHERS.items():
+        files[name] = f"{files[name]}; {what}" if name in files else what
     spent = search.epsilon
     facts = {name: value for name, value in trial.items() if not name.startswith("epsilon_")}
     return {
@@ -200,15 +212,7 @@ def _statement(search: PrivateSearch) -> str:
 
 
 def _recomputation(search: PrivateSearch) -> str:
-    relation = "NeighboringRelation.REPLACE_SPECIAL"
-    chosen = f"rdp.RdpAccountant(neighboring_relation={relation})"
-    selection = search.selection
+    selection, grid = search.selection, None
     if selection.accountant == "pld":
         grid = pld_grid(selection.mechanism, selection.num_steps * selection.num_trials, delta=search.delta)
-        chosen = f"pld.PLDAccountant({relation}, {grid!r})"
-    return (
-        f"from dp_accounting import NeighboringRelation, {selection.accountant}\n"
-        "from dp_accounting.dp_event import *\n"
-        f"event = {selection.event!r}\n"
-        f"print({chosen}.compose(event).get_epsilon({search.delta!r}))\n"
-    )
+    return program(selection.event, adjacency="replace_special", delta=search.delta, grid=grid)

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tfbig.errors import EnvironmentFault, UsageError
@@ -82,6 +82,21 @@ def read(folder: Path) -> PrivateState | None:
             f"{path} is damaged ({type(error).__name__}), so this private run cannot go on as it began; put a copy "
             "back, or train anew with --resume never."
         ) from error
+
+
+def erase(folder: Path) -> None:
+    """Takes the secret out of a folder of checkpoints that nobody trains on; there may be none.
+
+    Raises:
+        EnvironmentFault: The folder cannot be written.
+    """
+    try:
+        state = read(folder)
+    except EnvironmentFault:
+        (folder / _NAME).unlink(missing_ok=True)
+        return
+    if state is not None and state.secret is not None:
+        write(folder, replace(state, secret=None))
 
 
 def write(folder: Path, state: PrivateState) -> None:

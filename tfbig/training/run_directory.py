@@ -31,6 +31,10 @@ _FOLDERS = ("checkpoints", "tensorboard", "trials")
 log = logging.getLogger(__name__)
 
 
+class RunInUse(UsageError):
+    """Another process holds the folder."""
+
+
 class RunDirectory:
     """The files of one run. Use `open_run` to get one that is locked.
 
@@ -119,7 +123,8 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
     """Makes the folder where it is missing, and holds it for this process.
 
     Raises:
-        UsageError: Another run holds it, or it is a folder of something else.
+        RunInUse: Another run holds it.
+        UsageError: It is a folder of something else.
         EnvironmentFault: It cannot be made or written.
     """
     try:
@@ -149,7 +154,7 @@ def _lock(file: IO[str], path: Path) -> None:
     except OSError as error:
         raise EnvironmentFault(_unwritable(path, error)) from error
     if not mine:
-        raise UsageError(f"Another run is using {path}; wait until it ends, or choose another --run_dir.")
+        raise RunInUse(f"Another run is using {path}; wait until it ends, or choose another --run_dir.")
 
 
 def now() -> str:

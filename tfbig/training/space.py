@@ -6,7 +6,8 @@ In the tree: below tune.py, which draws from it; pipelines/_search_space.py read
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -32,6 +33,30 @@ class Parameter:
     kind: Kind
     values: tuple[Value, ...]
     is_whole: bool = False
+
+
+def num_settings(space: Sequence[Parameter]) -> float:
+    """How many different settings a space has; infinite where a range is not of whole numbers."""
+    return math.prod(_num_values(parameter) for parameter in space)
+
+
+def _num_values(parameter: Parameter) -> float:
+    if parameter.kind == "choice":
+        return len(parameter.values)
+    low, high = cast(tuple[int, int], parameter.values)
+    return high - low + 1 if parameter.is_whole else math.inf
+
+
+def hyperband_bracket(max_epochs: int) -> tuple[int, ...]:
+    """Trials in each round of the bracket that KerasTuner's Hyperband begins with.
+
+    The first round is the shortest, and each later one three times as long; the last alone has `max_epochs` epochs.
+    """
+    epochs, num_rounds = float(max_epochs), 0
+    while epochs >= 1:
+        epochs, num_rounds = epochs / 3, num_rounds + 1
+    end_size = math.ceil(1 + math.log(max_epochs, 3)) / num_rounds
+    return tuple(math.ceil(end_size * 3**left) for left in reversed(range(num_rounds)))
 
 
 def with_values(config: RunConfig, values: Mapping[str, Value]) -> RunConfig:

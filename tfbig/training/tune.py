@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tfbig.errors import UsageError
+from tfbig.errors import TfbigError, UsageError
+from tfbig.training import checkpoints
 from tfbig.training.journal import Journal
 from tfbig.training.oracle import Oracle, Tuner
-from tfbig.training.run_directory import RunDirectory, open_run
+from tfbig.training.run_directory import RunDirectory, RunInUse, open_run
 from tfbig.training.space import Parameter, Value
 
 State: TypeAlias = Literal["begun", "done", "failed"]
@@ -181,7 +182,7 @@ class Trials:
                 reason = f"its process was killed {MAX_DEATHS} times without getting on; is the memory too small?"
                 self._write({"event": "end", "trial": trial.number, "state": "failed", "reason": reason})
                 continue
-            self._write({"event": "begin", "trial": trial.number, "step": last_step(run), "process": os.getpid()})
+            self._write({"event": "begin", "trial": trial.number, "step": _progress(run), "process": os.getpid()})
             return trial, run
         return None
 
@@ -201,7 +202,7 @@ class Trials:
     def _taken(self, trial: Trial, held: contextlib.ExitStack) -> RunDirectory | None:
         try:
             return held.enter_context(open_run(self.folder / trial.name))
-        except UsageError:
+        except RunInUse:
             return None
 
 
@@ -211,12 +212,15 @@ _OTHER_SEARCH = (
 )
 
 
-def planned(folder: Path, draw: Callable[[], dict[str, object]]) -> dict:
+def planned(
+    folder: Path, draw: Callable[[], dict[str, object]], accept: Callable[[dict[str, object]], None]
+) -> dict[str, object]:
     """What was decided before the first trial of a search, by whichever of its processes came first.
 
     Args:
         folder: Of the trials.
         draw: Decides it, where nobody has.
+        accept: Called with it, each time; where it refuses a new one by a TfbigError, nothing was decided.
 
     Raises:
         UsageError: The search in the folder began without.
@@ -224,16 +228,28 @@ def planned(folder: Path, draw: Callable[[], dict[str, object]]) -> dict:
     journal = Journal(folder)
     with journal.locked():
         lines = journal.news()
-        if not lines:
-            plan = draw()
-            journal.add({"event": "plan", "plan": plan})
-            return plan
-        if lines[0]["event"] != "plan":
+        if lines and lines[0]["event"] != "plan":
             raise UsageError(_OTHER_SEARCH.format(folder))
-        return lines[0]["plan"]
+        if lines:
+            plan = lines[0]["plan"]
+            accept(plan)
+            return plan
+        plan = draw()
+        # It holds the secret of what is tried.
+        journal.path.chmod(0o600)
+        # Before it is charged: killed in between, it is charged under the same name.
+        journal.add({"event": "plan", "plan": plan})
+        try:
+            accept(plan)
+        except TfbigError:
+            journal.forget()
+            raise
+        return plan
 
 
-def last_step(run: RunDirectory) -> int:
-    """The step of a run's newest checkpoint; -1 where it has none."""
-    steps = [int(path.stem.split("-")[1]) for path in run.checkpoints.glob("step-*.npz")]
-    return max(steps, default=-1)
+def _progress(run: RunDirectory) -> int:
+    """The steps of a trial's newest checkpoints, over all of its executions; -1 where it has none."""
+    folders = [run.path, *run.path.parent.glob(f"{run.path.name}.*")]
+    found = (checkpoints.latest_step(folder / "checkpoints") for folder in folders)
+    steps = [step for step in found if step is not None]
+    return sum(steps) + len(steps) - 1

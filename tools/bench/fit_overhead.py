@@ -21,20 +21,22 @@ import contextlib
 import json
 import logging
 import os
-import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 
-from environments import Unavailable, clean_variables
-from flags import names
-from processes import HARNESS, VARIABLES, Worker
+from environments import Unavailable
+from flags import parser_of, whole
+from measured import Timed
+from processes import Worker
+from tool import Tool
+from tool import started as started_by
 
 SCRIPTS = Path(__file__).resolve().parent / "fit_overhead"
-ROOT = SCRIPTS.parents[2]
+_COUNT = whole(1, 1000, usual="9 to 50")
 SIDES = {"tfbig": "tfbig_fit.py", "keras": "keras_fit.py"}
 
 
@@ -56,23 +58,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Found:
-    """What was measured of one row.
-
-    Args:
-        seconds: By side: CPU seconds a step of each turn.
-        versions: By side.
-        absent: By side: why there is nothing.
-    """
-
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    versions: dict[str, dict[str, str]] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-
-    def median(self, side: str) -> float | None:
-        """CPU seconds a step; None where there is nothing."""
-        times = [] if side in self.absent else self.seconds.get(side, [])
-        return statistics.median(times) if times else None
+class Found(Timed):
+    """What was measured of one row, by side."""
 
     def ratio(self) -> float | None:
         """Time of tfbig over that of Keras."""
@@ -93,19 +80,11 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
-    made.add_argument("--turns", type=_count, default=9, help="of each side (default %(default)s)")
-    made.add_argument("--steps", type=_count, default=20, help="in a turn (default %(default)s)")
+    made = parser_of(__doc__, rows=ROWS)
+    made.add_argument("--turns", type=_COUNT, default=9, help="of each side (default %(default)s)")
+    made.add_argument("--steps", type=_COUNT, default=20, help="in a turn (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of weights, images and batches (default %(default)s)")
     return made
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1000, got {text!r}; 9 to 50 is usual")
-    return int(text)
 
 
 def measure(row: str, args: argparse.Namespace) -> Found:
@@ -120,15 +99,8 @@ def measure(row: str, args: argparse.Namespace) -> Found:
                 found.absent[side] = str(why)
                 continue
             stack.callback(worker.close)
-            found.versions[side] = worker.facts["versions"]
-        for turn in range(args.turns):
-            for side in [*workers] if turn % 2 == 0 else [*workers][::-1]:
-                if side in found.absent:
-                    continue
-                try:
-                    found.seconds.setdefault(side, []).append(workers[side].turn(args.steps))
-                except Unavailable as why:
-                    found.absent[side] = str(why)
+            found.facts[side] = worker.facts
+        found.take_turns(workers, num_turns=args.turns, num_steps=dict.fromkeys(workers, args.steps))
     logger.info("%s", table({row: found}))
     return found
 
@@ -136,8 +108,7 @@ def measure(row: str, args: argparse.Namespace) -> Found:
 def started(side: str, row: Row, seed: int) -> tuple[list[str], dict[str, str]]:
     """Command and environment variables of a side's process."""
     flags = ["--backbone", row.backbone, "--batch_size", str(row.batch_size), "--seed", str(seed)]
-    variables = {**clean_variables(), **VARIABLES, "PYTHONPATH": os.pathsep.join([str(HARNESS), str(ROOT)])}
-    return [sys.executable, str(SCRIPTS / SIDES[side]), *flags], variables
+    return started_by(Tool(SIDES[side]), SCRIPTS, flags, python=Path(sys.executable), sees_tfbig=True)
 
 
 def summary(found: Mapping[str, Found], *, seed: int) -> dict[str, object]:
@@ -148,7 +119,7 @@ def summary(found: Mapping[str, Found], *, seed: int) -> dict[str, object]:
         ratio = its.ratio()
         ms = {side: round(1e3 * seconds, 2) for side in SIDES if (seconds := its.median(side)) is not None}
         result[row] = {"ratio": None if ratio is None else round(ratio, 3), "ms": ms}
-        versions |= its.versions
+        versions |= {side: facts["versions"] for side, facts in its.facts.items()}
     return {**result, "versions": versions, "cores": os.cpu_count(), "seed": seed}
 
 

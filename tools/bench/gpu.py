@@ -33,10 +33,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from training_step import ROOF, ROOT, SCRIPTS, TOOLS, Found, Unavailable, Worker, clean_variables, names
+from training_step import ROOF, ROOT, SCRIPTS, TOOLS, Found, Tool, Unavailable, Worker, parser_of, started_by
 from work import ROWS
 
-HARNESS = Path(__file__).resolve().parent / "harness"
 NO_GPU = 4
 """Exit code: the environment lacks something, as in tfbig/errors.py."""
 NUM_PRODUCTS = 20
@@ -83,10 +82,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    made.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
+    made = parser_of(__doc__, tools=TOOLS, rows=ROWS)
     made.add_argument("--turns", type=int, default=5, help="of each tool (default %(default)s)")
     made.add_argument("--steps", type=int, default=20, help="in a turn (default %(default)s)")
     made.add_argument("--batch_size", type=int, default=None, help="images a step (default 128)")
@@ -146,23 +142,20 @@ def measure(row: str, args: argparse.Namespace) -> Found:
 
 def started(name: str, row: str, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """Command and environment variables of a tool's process, or of the roof's."""
-    script, arguments = ("roof.py", ()) if name == ROOF else (TOOLS[name].script, TOOLS[name].arguments)
-    python = args.hf_python if name == "hf" else sys.executable
-    flags = [] if name == ROOF else ["--row", row, "--seed", str(args.seed), *arguments]
-    paths = [str(HARNESS)] + ([str(ROOT)] if name == "tfbig" else [])
+    tool = Tool("roof.py") if name == ROOF else TOOLS[name]
+    flags = [] if name == ROOF else ["--row", row, "--seed", str(args.seed)]
     variables = {
-        **clean_variables(),
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         # One GPU, the same for all; a tool takes the memory that it needs.
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "PYTHONWARNINGS": "ignore",
-        "PYTHONPATH": os.pathsep.join(paths),
         "TFBIG_BENCH_BATCH_SIZE": str(args.batch_size),
         "TFBIG_BENCH_ROOF_SIDE": str(args.roof_side),
     }
-    return [str(python), str(SCRIPTS / script), *flags], variables
+    python = args.hf_python if name == "hf" else Path(sys.executable)
+    return started_by(tool, SCRIPTS, flags, python=python, sees_tfbig=name == "tfbig", variables=variables)
 
 
 def flops_a_second(multiply_adds: int, *, batch_size: int, step_s: float) -> float:

@@ -5,8 +5,9 @@
 
 ResNet-50 with random weights, 224 pixels, batch 16, bfloat16, the same JPEG files for all tools, no augmentation.
 `tfbig` is `image_finetune --adapt.mode head`, from reading and checking the files to the end of the 20th epoch, with
-an empty feature cache; `hf` and `keras` are the short scripts that a user would write (`head/`), with the backbone's
-weights frozen. CPU seconds of whole processes on one thread, after the imports, one process after the other.
+an empty feature cache, and with the checkpoints, TensorBoard and records of a run; `hf` and `keras` are the short
+scripts that a user would write (`head/`), without any of these, with the backbone's weights and BatchNorms frozen.
+CPU seconds of whole processes on one thread, after the imports, one process after the other.
 Of a peer two epochs are measured; since all of its epochs but the first are alike, the 20 are taken to cost the first
 and 19 times the second. The last line of stdout is
 {"vs_hf", "vs_keras", "over_features", "seconds", "features_s", "images", "versions", "cores", "seed"}.
@@ -34,19 +35,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "head"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "input"))
 
-from environments import HF_TRAINER, Environment, Unavailable, clean_variables, interpreter
-from flags import add_environments, names
+from environments import HF_TRAINER, Unavailable
+from flags import add_environments, parser_of, whole
 from frozen import NUM_CLASSES, NUM_EPOCHS
-from processes import HARNESS, VARIABLES, child
+from processes import child
+from tool import Tool, started
 
 SCRIPTS = Path(__file__).resolve().parent / "head"
-ROOT = SCRIPTS.parents[2]
-TOOLS: dict[str, tuple[str, Environment | None]] = {
-    "tfbig": ("tfbig_head.py", None),
-    "hf": ("hf_head.py", HF_TRAINER),
-    "keras": ("keras_head.py", None),
-}
-"""By tool: its script in `head/`, and where it runs; None for this interpreter."""
+_COUNT = whole(1, 1_000_000)
+TOOLS = {"tfbig": Tool("tfbig_head.py"), "hf": Tool("hf_head.py", HF_TRAINER), "keras": Tool("keras_head.py")}
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +64,10 @@ class Found:
         """CPU seconds of all epochs, median over the rounds; None where there is nothing."""
         if tool in self.absent or tool not in self.answers:
             return None
-        return statistics.median(whole(answer) for answer in self.answers[tool])
+        return statistics.median(all_epochs_s(answer) for answer in self.answers[tool])
 
 
-def whole(answer: dict) -> float:
+def all_epochs_s(answer: dict) -> float:
     """CPU seconds of all epochs: measured, or the first and the others by the second."""
     return answer["total_s"] if "total_s" in answer else answer["first_s"] + (NUM_EPOCHS - 1) * answer["next_s"]
 
@@ -90,20 +87,12 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    made.add_argument("--images", type=_whole, default=512, help="training pictures (default %(default)s)")
-    made.add_argument("--rounds", type=_whole, default=1, help="processes of each tool (default %(default)s)")
+    made = parser_of(__doc__, tools=TOOLS)
+    made.add_argument("--images", type=_COUNT, default=512, help="training pictures (default %(default)s)")
+    made.add_argument("--rounds", type=_COUNT, default=1, help="processes of each tool (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of weights, pictures and batches (default %(default)s)")
     add_environments(made)
     return made
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1,000,000, got {text!r}")
-    return int(text)
 
 
 def measure(args: argparse.Namespace) -> Found:
@@ -122,7 +111,7 @@ def measure(args: argparse.Namespace) -> Found:
                     continue
                 try:
                     found.answers.setdefault(name, []).append(answer := run(name, Path(folder), args))
-                    logger.info("%s: %.1f s of CPU time for %d epochs", name, whole(answer), NUM_EPOCHS)
+                    logger.info("%s: %.1f s of CPU time for %d epochs", name, all_epochs_s(answer), NUM_EPOCHS)
                 except Unavailable as why:
                     found.absent[name] = str(why)
     return found
@@ -134,13 +123,11 @@ def run(name: str, folder: Path, args: argparse.Namespace) -> dict:
     Raises:
         Unavailable: It cannot be started, or failed.
     """
-    script, environment = TOOLS[name]
-    python = Path(sys.executable) if environment is None else interpreter(environment, args.environments)
-    paths = [str(HARNESS)] + ([str(ROOT)] if name == "tfbig" else [])
-    variables = {**clean_variables(), **VARIABLES, "PYTHONPATH": os.pathsep.join(paths)}
+    tool = TOOLS[name]
+    python = tool.python(args.environments)
     with tempfile.TemporaryDirectory() as work:
         flags = ["--folder", str(folder), "--work", work, "--seed", str(args.seed)]
-        return child([str(python), str(SCRIPTS / script), *flags], variables)
+        return child(*started(tool, SCRIPTS, flags, python=python, sees_tfbig=name == "tfbig"))
 
 
 def summary(found: Found) -> dict[str, object]:

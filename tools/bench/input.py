@@ -33,38 +33,21 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "input"))
 
-from environments import TORCH_INPUT, Environment, Unavailable, clean_variables, interpreter
-from flags import add_environments, names
+from environments import TORCH_INPUT, Unavailable
+from flags import add_environments, parser_of, whole
 from measured import Measured
-from processes import HARNESS, VARIABLES, Worker
+from processes import Worker
 from read import BATCH_SIZE
+from tool import Tool, started
 
 SCRIPTS = Path(__file__).resolve().parent / "input"
-ROOT = SCRIPTS.parents[2]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tool:
-    """One column of the bench.
-
-    Args:
-        script: In `input/`.
-        environment: Where it runs; None for this interpreter.
-        arguments: Of the script.
-    """
-
-    script: str
-    environment: Environment | None = None
-    arguments: tuple[str, ...] = ()
-
 
 TOOLS = {
     "tfbig": Tool("tfbig_input.py"),
@@ -94,26 +77,15 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    made.add_argument("--turns", type=_between(1, 1000), default=7, help="of each tool (default %(default)s)")
+    made = parser_of(__doc__, tools=TOOLS)
+    made.add_argument("--turns", type=whole(1, 1000), default=7, help="of each tool (default %(default)s)")
     # Long turns: what a pipeline has ready from the turn before is a few batches.
-    made.add_argument("--steps", type=_between(1, 1000), default=40, help="batches in a turn (default %(default)s)")
-    made.add_argument("--pictures", type=_between(100, 100_000), default=400, help="files (default %(default)s)")
-    made.add_argument("--quality", type=_between(1, 95), default=75, help="of the JPEGs (default %(default)s)")
+    made.add_argument("--steps", type=whole(1, 1000), default=40, help="batches in a turn (default %(default)s)")
+    made.add_argument("--pictures", type=whole(100, 100_000), default=400, help="files (default %(default)s)")
+    made.add_argument("--quality", type=whole(1, 95), default=75, help="of the JPEGs (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of pictures, order and draws (default %(default)s)")
     add_environments(made)
     return made
-
-
-def _between(least: int, most: int) -> type:
-    def number(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
-        return int(text)
-
-    return number  # type: ignore[return-value]
 
 
 def measure(folder: Path, args: argparse.Namespace) -> Measured:
@@ -123,29 +95,24 @@ def measure(folder: Path, args: argparse.Namespace) -> Measured:
         workers: dict[str, Worker] = {}
         for name in args.only:
             try:
-                workers[name] = worker = Worker(*started(name, folder, args))
+                workers[name] = worker = Worker(*process(name, folder, args))
                 stack.callback(worker.close)
                 found.facts[name] = worker.facts
                 logger.info("%s is warm", name)
             except Unavailable as why:
                 found.absent[name] = str(why)
-        found.take_turns(workers, num_turns=args.turns, num_steps=args.steps)
+        found.take_turns(workers, num_turns=args.turns, num_steps=dict.fromkeys(workers, args.steps))
     return found
 
 
-def started(name: str, folder: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+def process(name: str, folder: Path, args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """Command and environment variables of a tool's process.
 
     Raises:
         Unavailable: The tool's environment cannot be made.
     """
-    tool = TOOLS[name]
-    python = Path(sys.executable) if tool.environment is None else interpreter(tool.environment, args.environments)
-    flags = ["--folder", str(folder), "--seed", str(args.seed), *tool.arguments]
-    # A peer's environment holds nothing of tfbig; plain Keras shares tfbig's, and imports nothing of it.
-    paths = [str(HARNESS)] + ([str(ROOT)] if name == "tfbig" else [])
-    variables = {**clean_variables(), **VARIABLES, "PYTHONPATH": os.pathsep.join(paths)}
-    return [str(python), str(SCRIPTS / tool.script), *flags], variables
+    tool, flags = TOOLS[name], ["--folder", str(folder), "--seed", str(args.seed)]
+    return started(tool, SCRIPTS, flags, python=tool.python(args.environments), sees_tfbig=name == "tfbig")
 
 
 def summary(found: Measured) -> dict[str, object]:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "private_step"))
 
 from environments import OPACUS, TF_PRIVACY, Environment, Unavailable, clean_variables, interpreter
-from flags import add_environments, names
+from flags import add_environments, parser_of
 from processes import TIMEOUT_S, VARIABLES, child
 from rows import ROWS
 
@@ -118,10 +118,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    parser.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    parser.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
+    parser = parser_of(__doc__, tools=TOOLS, rows=ROWS)
     parser.add_argument("--seconds", type=_seconds, default=20.0, help="CPU time a measurement (default %(default)s)")
     parser.add_argument("--jit", action="store_true", help="compile tfbig's steps with XLA, the plain one too")
     add_environments(parser)

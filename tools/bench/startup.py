@@ -34,19 +34,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "startup"))
 
-from environments import HF_TRAINER, Environment, Unavailable, clean_variables, interpreter
+from environments import HF_TRAINER, Unavailable
 from first_step import IMAGES_A_CLASS, NUM_CLASSES, SIDE
-from flags import add_environments
-from processes import HARNESS, VARIABLES, Worker
+from flags import add_environments, parser_of, whole
+from processes import Worker
+from tool import Tool, started
 
 SCRIPTS = Path(__file__).resolve().parent / "startup"
-ROOT = SCRIPTS.parents[2]
-TOOLS: dict[str, tuple[str, Environment | None]] = {
-    "tfbig": ("tfbig_start.py", None),
-    "hf": ("hf_start.py", HF_TRAINER),
-    "keras": ("keras_start.py", None),
-}
-"""By tool: its script in `startup/`, and where it runs; None for this interpreter."""
+TOOLS = {"tfbig": Tool("tfbig_start.py"), "hf": Tool("hf_start.py", HF_TRAINER), "keras": Tool("keras_start.py")}
 
 logger = logging.getLogger(__name__)
 
@@ -82,27 +77,12 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--only", type=_tools, default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    made.add_argument("--rounds", type=_rounds, default=5, help="after the one that is left out (default %(default)s)")
+    made = parser_of(__doc__, tools=TOOLS)
+    count = whole(1, 100, usual="5")
+    made.add_argument("--rounds", type=count, default=5, help="after the one that is left out (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of weights, pictures and batches (default %(default)s)")
     add_environments(made)
     return made
-
-
-def _tools(text: str) -> list[str]:
-    given = text.split(",")
-    for name in given:
-        if name not in TOOLS:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(TOOLS)}; join several by commas")
-    return given
-
-
-def _rounds(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100, got {text!r}; 5 is usual")
-    return int(text)
 
 
 def measure(args: argparse.Namespace) -> Found:
@@ -146,15 +126,14 @@ def first_step(name: str, folder: Path, args: argparse.Namespace) -> tuple[float
     Raises:
         Unavailable: It cannot be started, or ended before.
     """
-    script, environment = TOOLS[name]
-    python = Path(sys.executable) if environment is None else interpreter(environment, args.environments)
-    paths = [str(HARNESS)] + ([str(ROOT)] if name == "tfbig" else [])
-    variables = {**clean_variables(), **VARIABLES, "PYTHONPATH": os.pathsep.join(paths)}
+    tool = TOOLS[name]
+    python = tool.python(args.environments)
     with tempfile.TemporaryDirectory() as work:
         flags = ["--folder", str(folder), "--work", work, "--seed", str(args.seed)]
-        started = time.monotonic()
-        worker = Worker([str(python), str(SCRIPTS / script), *flags], variables)
-        wall_s = time.monotonic() - started
+        command, variables = started(tool, SCRIPTS, flags, python=python, sees_tfbig=name == "tfbig")
+        began = time.monotonic()
+        worker = Worker(command, variables)
+        wall_s = time.monotonic() - began
         worker.close()
     return wall_s, worker.facts["cpu_s"], worker.facts["versions"]
 

@@ -30,43 +30,29 @@ import contextlib
 import json
 import logging
 import os
-import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "harness"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training_step"))
 
-from environments import HF_TRAINER, Environment, Unavailable, clean_variables, interpreter
-from flags import add_environments, names
-from processes import HARNESS, VARIABLES, Worker
+from environments import HF_TRAINER, Unavailable
+from flags import add_environments, parser_of, whole
+from measured import Measured
+from processes import Worker
+from tool import ROOT, Tool
+from tool import started as started_by
 from work import BATCH_SIZE, ROOF_SIDE, ROWS
 
-SCRIPTS = Path(__file__).resolve().parent / "training_step"
-ROOT = SCRIPTS.parents[2]
+SCRIPTS = ROOT / "tools" / "bench" / "training_step"
 ROOF = "roof"
 NUM_PRODUCTS = 8
 """Of matrices, in a turn of the roof."""
+_COUNT = whole(1, 1000, usual="3 to 10")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tool:
-    """One column of the bench.
-
-    Args:
-        script: In `training_step/`.
-        environment: Where it runs; None for this interpreter.
-        arguments: Of the script.
-    """
-
-    script: str
-    environment: Environment | None = None
-    arguments: tuple[str, ...] = ()
-
 
 TOOLS = {
     "tfbig": Tool("tfbig_step.py"),
@@ -77,29 +63,11 @@ TOOLS = {
 
 
 @dataclass
-class Found:
-    """What was measured of one row.
+class Found(Measured):
+    """What was measured of one row, the roof among the tools, whose step is a product.
 
-    Args:
-        seconds: By tool, and of the roof: CPU seconds a step (a product) of each turn.
-        facts: By tool: versions; of tfbig the multiply-adds of a forward pass of one image.
-        absent: By tool: why there is nothing.
+    Of tfbig `facts` has the multiply-adds of a forward pass of one image.
     """
-
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    facts: dict[str, dict] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-
-    def median(self, tool: str) -> float | None:
-        """CPU seconds a step; None where there is nothing."""
-        times = [] if tool in self.absent else self.seconds.get(tool, [])
-        return statistics.median(times) if times else None
-
-    def ratio(self, *peers: str) -> float | None:
-        """Time of the fastest of the peers over tfbig's."""
-        theirs = [time for peer in peers if (time := self.median(peer)) is not None]
-        ours = self.median("tfbig")
-        return None if ours is None or not theirs else min(theirs) / ours
 
     def roof_share(self) -> float | None:
         """Operations a second of tfbig's step over those of the roof."""
@@ -128,22 +96,13 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
-    made.add_argument("--only", type=names(TOOLS), default=[*TOOLS], help=f"tools, of {','.join(TOOLS)}")
-    made.add_argument("--rows", type=names(ROWS), default=[*ROWS], help=f"rows, of {','.join(ROWS)}")
-    made.add_argument("--turns", type=_count, default=7, help="of each tool (default %(default)s)")
-    made.add_argument("--steps", type=_count, default=3, help="in a turn (default %(default)s)")
+    made = parser_of(__doc__, tools=TOOLS, rows=ROWS)
+    made.add_argument("--turns", type=_COUNT, default=7, help="of each tool (default %(default)s)")
+    made.add_argument("--steps", type=_COUNT, default=3, help="in a turn (default %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of weights, images and batches (default %(default)s)")
     made.add_argument("--transform", default="", help="MODULE:FUNCTION, Model -> Model, tried on tfbig's network")
     add_environments(made)
     return made
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1000, got {text!r}; 3 to 10 is usual")
-    return int(text)
 
 
 def measure(row: str, args: argparse.Namespace) -> Found:
@@ -159,7 +118,8 @@ def measure(row: str, args: argparse.Namespace) -> Found:
                 logger.info("%s %s is warm", row, name)
             except Unavailable as why:
                 found.absent[name] = str(why)
-        take_turns(workers, found, num_turns=args.turns, num_steps=args.steps)
+        num_steps = dict.fromkeys(workers, args.steps) | {ROOF: NUM_PRODUCTS}
+        found.take_turns(workers, num_turns=args.turns, num_steps=num_steps)
     return found
 
 
@@ -169,29 +129,13 @@ def started(name: str, row: str, args: argparse.Namespace) -> tuple[list[str], d
     Raises:
         Unavailable: The tool's environment cannot be made.
     """
-    tool = Tool("roof.py") if name == ROOF else TOOLS[name]
-    python = Path(sys.executable) if tool.environment is None else interpreter(tool.environment, args.environments)
-    flags = [] if name == ROOF else ["--row", row, "--seed", str(args.seed), *tool.arguments]
+    if name == ROOF:
+        return started_by(Tool("roof.py"), SCRIPTS, [], python=Path(sys.executable), sees_tfbig=False)
+    flags = ["--row", row, "--seed", str(args.seed)]
     if name == "tfbig" and args.transform:
         flags += ["--transform", args.transform]
-    # A peer's environment holds nothing of tfbig; plain Keras shares tfbig's, and imports nothing of it.
-    paths = [str(HARNESS)] + ([str(ROOT)] if name == "tfbig" else [])
-    variables = {**clean_variables(), **VARIABLES, "PYTHONPATH": os.pathsep.join(paths)}
-    return [str(python), str(SCRIPTS / tool.script), *flags], variables
-
-
-def take_turns(workers: Mapping[str, Worker], found: Found, *, num_turns: int, num_steps: int) -> None:
-    """Fills `found.seconds`; every other round goes the other way round. A worker that fails is left out."""
-    for turn in range(num_turns):
-        for name in [*workers] if turn % 2 == 0 else [*workers][::-1]:
-            if name in found.absent:
-                continue
-            try:
-                seconds = workers[name].turn(NUM_PRODUCTS if name == ROOF else num_steps)
-            except Unavailable as why:
-                found.absent[name] = str(why)
-            else:
-                found.seconds.setdefault(name, []).append(seconds)
+    python = TOOLS[name].python(args.environments)
+    return started_by(TOOLS[name], SCRIPTS, flags, python=python, sees_tfbig=name == "tfbig")
 
 
 def summary(found: Mapping[str, Found], *, seed: int) -> dict[str, object]:

@@ -14,17 +14,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from tfbig.errors import UsageError
-from tfbig.gradients.private.mechanism import Accountant, Mechanism, Noise, Sampling
-from tfbig.startup import deferred
-
-if TYPE_CHECKING:
-    import dp_accounting
-else:
-    # It brings SciPy, and most runs are not private.
-    dp_accounting = deferred("dp_accounting")
+from tfbig.gradients.private.mechanism import Accountant, Mechanism, Noise, Sampling, dp_accounting
 
 MAX_EPSILON = 1e6  # Above it inf is reported: no reader learns more from the digits, and PLD's grids overflow.
 _MAX_TARGET = 1000.0

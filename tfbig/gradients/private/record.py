@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from tfbig.gradients.private.accounting import epsilon, least_delta, pld_grid
-from tfbig.gradients.private.mechanism import Accountant, Mechanism
+from tfbig.gradients.private.mechanism import Accountant, Adjacency, Mechanism
 from tfbig.gradients.private.statement import epsilon_in_words
 
 UNIT = "one training example"
@@ -134,14 +134,27 @@ def recomputation(mechanism: Mechanism, num_steps: int, *, delta: float, account
         delta: Above 0 and below 1.
         accountant: One of `mechanism.accountants`.
     """
-    relation = f"NeighboringRelation.{mechanism.adjacency.upper()}"
-    chosen = f"rdp.RdpAccountant(neighboring_relation={relation})"
-    if accountant == "pld":
-        chosen = f"pld.PLDAccountant({relation}, {pld_grid(mechanism, num_steps, delta=delta)!r})"
+    grid = pld_grid(mechanism, num_steps, delta=delta) if accountant == "pld" else None
+    return program(mechanism.event(num_steps), adjacency=mechanism.adjacency, delta=delta, grid=grid)
+
+
+def program(event: object, *, adjacency: Adjacency, delta: float, grid: float | None) -> str:
+    """A Python program that prints the epsilon of an event with dp-accounting alone.
+
+    Args:
+        event: Of dp-accounting.
+        adjacency: The neighbouring relation.
+        delta: Above 0 and below 1.
+        grid: The step of the grid that PLD takes; None for RDP.
+    """
+    relation = f"NeighboringRelation.{adjacency.upper()}"
+    accountant, chosen = "rdp", f"rdp.RdpAccountant(neighboring_relation={relation})"
+    if grid is not None:
+        accountant, chosen = "pld", f"pld.PLDAccountant({relation}, {grid!r})"
     return (
         f"from dp_accounting import NeighboringRelation, {accountant}\n"
         "from dp_accounting.dp_event import *\n"
-        f"event = {mechanism.event(num_steps)!r}\n"
+        f"event = {event!r}\n"
         f"print({chosen}.compose(event).get_epsilon({delta!r}))\n"
     )
 

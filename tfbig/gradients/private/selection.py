@@ -12,18 +12,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from tfbig.errors import UsageError
 from tfbig.gradients.private.accounting import accountant_for, composed_epsilon, least_sigma
-from tfbig.gradients.private.mechanism import Accountant, Mechanism
-from tfbig.startup import deferred
-
-if TYPE_CHECKING:
-    import dp_accounting
-else:
-    # It brings SciPy, and most runs are not private.
-    dp_accounting = deferred("dp_accounting")
+from tfbig.gradients.private.mechanism import Accountant, Mechanism, dp_accounting
 
 _GEOMETRIC = 1.0
 _LEAST_SHARE = 0.995

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tfbig.errors import UsageError
 from tfbig.gradients.private.accounting import composed_epsilon
-from tfbig.gradients.private.mechanism import Accountant, Mechanism, Sampling
-from tfbig.startup import deferred
-
-if TYPE_CHECKING:
-    import dp_accounting
-else:
-    # It brings SciPy, and most runs are not private.
-    dp_accounting = deferred("dp_accounting")
+from tfbig.gradients.private.mechanism import Accountant, Mechanism, Sampling, dp_accounting
 
 
 @dataclass(frozen=True)

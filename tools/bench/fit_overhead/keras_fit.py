@@ -7,6 +7,7 @@ import same
 import tensorflow as tf
 from keras_turns import AfterStep
 from same import arguments
+from scripts import versions
 from turns import Turns
 
 from tfbig.data.splits import DataSpec
@@ -30,7 +31,8 @@ def main() -> None:
         metrics=["accuracy"],
         jit_compile=False,
     )
-    after = AfterStep(Turns(warm_up_steps=same.WARM_UP_STEPS, facts={"versions": same.versions()}))
+    facts: dict[str, object] = {"versions": versions("keras", "tensorflow", "numpy")}
+    after = AfterStep(Turns(warm_up_steps=same.WARM_UP_STEPS, facts=facts))
     steps = same.NUM_EXAMPLES // args.batch_size
     network.fit(data.prefetch(tf.data.AUTOTUNE), steps_per_epoch=steps, callbacks=[after], verbose=0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 
 import keras
 import numpy as np
@@ -54,8 +53,3 @@ def images(network: keras.Model, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     x = rng.random((NUM_IMAGES, *network.input_shape[1:]), np.float32)
     return x, rng.integers(NUM_CLASSES, size=NUM_IMAGES).astype(np.int32)
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that take part."""
-    return {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "numpy")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 
@@ -19,6 +19,31 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
         return given
 
     return parsed
+
+
+def whole(least: int, most: int, *, usual: str = "") -> Callable[[str], int]:
+    """A type of argument: a whole number of a range."""
+
+    def parsed(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            hint = f"; {usual} is usual" if usual else ""
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least:,} to {most:,}, got {text!r}{hint}")
+        return int(text)
+
+    return parsed
+
+
+def parser_of(
+    description: str | None, *, tools: Collection[str] = (), rows: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """A bench's command line, with what all have: `--json`, and `--only` and `--rows` where there are some."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="end with one line of JSON; the table goes to stderr")
+    if tools:
+        made.add_argument("--only", type=names(tools), default=[*tools], help=f"tools, of {','.join(tools)}")
+    if rows:
+        made.add_argument("--rows", type=names(rows), default=[*rows], help=f"rows, of {','.join(rows)}")
+    return made
 
 
 def add_environments(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,10 @@
-"""What the tools' scripts of the head bench share: flags, settings and the answer. Standard library only."""
+"""What the tools' scripts of the head bench share: settings and the answer. Standard library only."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import json
-from pathlib import Path
+
+from scripts import versions
 
 BATCH_SIZE = 16
 SIDE = 224
@@ -16,16 +15,6 @@ NUM_MEASURED = 2
 """Epochs that a peer runs: the first, and one of the others, which are alike."""
 
 
-def arguments() -> argparse.Namespace:
-    """`folder` with train and test folders of pictures, an empty folder `work`, and `seed`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    return parser.parse_args()
-
-
 def answer(packages: tuple[str, ...], **figures: object) -> None:
     """Ends a script's output with what it measured."""
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    print(json.dumps({**figures, "versions": versions}))
+    print(json.dumps({**figures, "versions": versions(*packages)}))

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import frozen
-import numpy as np
 import torch
+from hugging_face import Pictures, begin, settings
 from PIL import Image
-from torch.utils.data import Dataset
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainerCallback, TrainingArguments
-
-
-class Pictures(Dataset):
-    """Files and the number of their sub-folder."""
-
-    def __init__(self, folder: Path) -> None:
-        classes = sorted(path for path in folder.iterdir() if path.is_dir())
-        self._examples = [(file, label) for label, path in enumerate(classes) for file in sorted(path.iterdir())]
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        file, label = self._examples[index]
-        with Image.open(file) as picture:
-            small = picture.convert("RGB").resize((frozen.SIDE, frozen.SIDE), Image.Resampling.BILINEAR)
-        pixels = np.asarray(small, np.float32) / 255
-        return {"pixel_values": torch.from_numpy(pixels).permute(2, 0, 1), "labels": label}
+from scripts import arguments
+from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainerCallback
 
 
 class AtEpochs(TrainerCallback):
@@ -51,29 +32,22 @@ def freeze(network: ResNetForImageClassification) -> None:
 
 
 def main() -> None:
-    args = frozen.arguments()
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
-    torch.manual_seed(args.seed)
+    args = arguments(has_work=True)
+    begin(args.seed)
     began = time.process_time()
     network = ResNetForImageClassification(ResNetConfig(num_labels=frozen.NUM_CLASSES, downsample_in_bottleneck=True))
     freeze(network)
-    settings = TrainingArguments(
-        output_dir=str(args.work),
+    chosen = settings(
+        args.work,
+        seed=args.seed,
         per_device_train_batch_size=frozen.BATCH_SIZE,
         num_train_epochs=frozen.NUM_MEASURED,
         learning_rate=frozen.LEARNING_RATE,
         use_cpu=True,
-        bf16=True,
-        seed=args.seed,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
+    pictures = Pictures(args.folder / "train", side=frozen.SIDE, resampling=Image.Resampling.BILINEAR)
     after = AtEpochs()
-    Trainer(model=network, args=settings, train_dataset=Pictures(args.folder / "train"), callbacks=[after]).train()
+    Trainer(model=network, args=chosen, train_dataset=pictures, callbacks=[after]).train()
     first, second = after.times[0] - began, after.times[1] - after.times[0]
     frozen.answer(("torch", "transformers", "accelerate"), first_s=first, next_s=second)
 

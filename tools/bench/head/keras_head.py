@@ -6,6 +6,7 @@ import time
 
 import frozen
 import keras
+from scripts import arguments
 
 
 class AtEpochs(keras.callbacks.Callback):
@@ -20,7 +21,7 @@ class AtEpochs(keras.callbacks.Callback):
 
 
 def main() -> None:
-    args = frozen.arguments()
+    args = arguments(has_work=True)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy("mixed_bfloat16")
     began = time.process_time()

@@ -9,12 +9,13 @@ import tempfile
 import datasets
 import read
 import torch
+from scripts import arguments
 from torch.utils.data import DataLoader
 from torchvision_transforms import one_thread, transforms
 
 
 def main() -> None:
-    args = read.arguments()
+    args = arguments()
     one_thread(args.seed)
     changed = transforms()
 

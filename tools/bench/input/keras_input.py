@@ -10,10 +10,11 @@ import keras
 import read
 import tensorflow as tf
 from keras import layers
+from scripts import arguments
 
 
 def main() -> None:
-    args = read.arguments("--by")
+    args = arguments("--by")
     keras.utils.set_random_seed(args.seed)
     side = {"crop": 256, "zoom": read.SIDE}[args.by]
     change = {"crop": layers.RandomCrop(read.SIDE, read.SIDE), "zoom": layers.RandomZoom((-0.72, 0.0))}[args.by]

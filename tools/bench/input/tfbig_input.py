@@ -1,22 +1,34 @@
-"""tfbig: what `image_finetune --options.augment resized_crop,flip` trains on, by the job's own functions."""
+"""tfbig: what `image_finetune --options.augment resized_crop,flip` trains on, by the job's own functions and
+under its runtime.
+"""
 
 from __future__ import annotations
+
+import argparse
 
 import keras
 import numpy as np
 import read
+from scripts import arguments
 
 import tfbig
 from tfbig.config import DataConfig, RunConfig, RuntimeConfig
 from tfbig.data.splits import IndexPlan, batches
 from tfbig.pipelines.image_finetune import TASK, ImageOptions
+from tfbig.runtime import runtime
 
 _NUM_STEPS = 100_000
 """More than are ever run, as in a long epoch."""
 
 
 def main() -> None:
-    args = read.arguments()
+    args = arguments()
+    with runtime(strategy="none", precision="float32", seed=args.seed):
+        read_batches(args)
+
+
+def read_batches(args: argparse.Namespace) -> None:
+    """Goes on until the process is killed."""
     config = RunConfig(
         data=DataConfig(source=f"folder:{args.folder}", batch_size=read.BATCH_SIZE),
         runtime=RuntimeConfig(seed=args.seed),

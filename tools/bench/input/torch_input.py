@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import read
+from scripts import arguments
 from torch.utils.data import DataLoader
 from torchvision_transforms import one_thread, transforms
 
 
 def main() -> None:
-    args = read.arguments()
+    args = arguments()
     one_thread(args.seed)
     changed = transforms()
     from torchvision.datasets import ImageFolder

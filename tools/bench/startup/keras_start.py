@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import first_step
 import keras
-from first_step import arguments
 from keras_turns import AfterStep
+from scripts import arguments, versions
 from turns import Turns
 
 
 def main() -> None:
-    args = arguments()
+    args = arguments(has_work=True)
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy("mixed_bfloat16")
     side = first_step.SIDE
@@ -29,7 +27,7 @@ def main() -> None:
         metrics=["accuracy"],
         jit_compile=False,
     )
-    after = AfterStep(Turns(warm_up_steps=1, facts={"versions": {"keras": importlib.metadata.version("keras")}}))
+    after = AfterStep(Turns(warm_up_steps=1, facts={"versions": versions("keras")}))
     network.fit(data, epochs=first_step.NUM_EPOCHS, callbacks=[after], verbose=0)
 
 

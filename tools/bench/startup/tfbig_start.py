@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import first_step
-from first_step import arguments
+from scripts import arguments
 from turns import Turns
 
 import tfbig
@@ -38,7 +38,7 @@ def objective(config: RunConfig, splits: Splits) -> Objective:
 
 
 if __name__ == "__main__":
-    args = arguments()
+    args = arguments(has_work=True)
     flags = {
         "data.source": f"folder:{args.folder}",
         "data.batch_size": first_step.BATCH_SIZE,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import tempfile
 
 import numpy as np
 import torch
 import work
+from hugging_face import begin, settings
 from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
@@ -16,7 +16,6 @@ from transformers import (
     ResNetForImageClassification,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -71,43 +70,31 @@ def network(row: Row) -> PreTrainedModel:
     return ViTForImageClassification(config)
 
 
-def arguments(seed: int, folder: str) -> TrainingArguments:
-    """What the other tools do too: no logs, no checkpoints, no clipping."""
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=work.BATCH_SIZE,
-        max_steps=work.NUM_STEPS,
-        learning_rate=work.LEARNING_RATE,
-        lr_scheduler_type="cosine",
-        weight_decay=work.WEIGHT_DECAY,
-        max_grad_norm=0.0,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=True,
-        seed=seed,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--row", choices=tuple(ROWS), required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
-    torch.manual_seed(args.seed)
+    versions = begin(args.seed)
     trained = network(ROWS[args.row])
     ROWS[args.row].check(sum(weight.numel() for weight in trained.parameters() if weight.requires_grad))
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
     turns = Turns(warm_up_steps=work.WARM_UP_STEPS, facts={"versions": versions})
     with tempfile.TemporaryDirectory() as folder:
+        # What the other tools do too: no clipping.
+        chosen = settings(
+            folder,
+            seed=args.seed,
+            per_device_train_batch_size=work.BATCH_SIZE,
+            max_steps=work.NUM_STEPS,
+            learning_rate=work.LEARNING_RATE,
+            lr_scheduler_type="cosine",
+            weight_decay=work.WEIGHT_DECAY,
+            max_grad_norm=0.0,
+            use_cpu=not torch.cuda.is_available(),
+        )
         trainer = Trainer(
             model=trained,
-            args=arguments(args.seed, folder),
+            args=chosen,
             train_dataset=Images(args.seed),
             callbacks=[AfterStep(turns)],
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 
 import keras
 import numpy as np
@@ -11,6 +10,7 @@ import tensorflow as tf
 import work
 from keras_turns import AfterStep
 from networks import num_trained, plain
+from scripts import versions
 from turns import Turns
 from work import ROWS
 
@@ -36,8 +36,7 @@ def main() -> None:
         metrics=["accuracy"],
         jit_compile="auto" if args.jit == "auto" else False,
     )
-    versions = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow")}
-    after = AfterStep(Turns(warm_up_steps=work.WARM_UP_STEPS, facts={"versions": versions}))
+    after = AfterStep(Turns(warm_up_steps=work.WARM_UP_STEPS, facts={"versions": versions("keras", "tensorflow")}))
     network.fit(data.prefetch(tf.data.AUTOTUNE), steps_per_epoch=work.NUM_STEPS, callbacks=[after], verbose=0)
 
 

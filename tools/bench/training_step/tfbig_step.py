@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import importlib.metadata
 
 import keras
 import numpy as np
@@ -17,6 +16,7 @@ import tensorflow as tf
 import work
 from keras_turns import AfterStep
 from networks import multiply_adds, num_trained, vit_features
+from scripts import versions
 from turns import Turns
 from work import ROWS, Row
 
@@ -110,8 +110,7 @@ def main() -> None:
     task = dataclasses.replace(TASK, build=build, prepare=lambda splits, network: splits)
     with runtime(strategy="none", precision="bfloat16", seed=args.seed) as strategy:
         assembly = assemble(task, config, images(args.seed), strategy)
-        packages = ("keras", "tensorflow", "numpy")
-        facts["versions"] = {"tfbig": tfbig.__version__} | {name: importlib.metadata.version(name) for name in packages}
+        facts["versions"] = {"tfbig": tfbig.__version__} | versions("keras", "tensorflow", "numpy")
         after = AfterStep(Turns(warm_up_steps=work.WARM_UP_STEPS, facts=facts))
         learner = assembly.learner
         data = fed(strategy, assembly.train, assembly.plan)
