@@ -136,9 +136,9 @@ def decode_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
     """A random part of a picture, at a network's size: what Inception was trained on (Szegedy et al. 2014, 1409.4842).
 
     The part is cut to the picture where it would stand out. Of a JPEG only the part is decoded, and shrunk by 2, 4 or 8
-    in decoding as long as it stays larger than the result. What remains, in most parts a shrinking by less than 2 of the
-    shorter side and less than 2.7 of the longer, is bilinear without antialiasing. Where a side is shrunk by 3 and more
-    even so, as in pictures more than 16 times the network's size, it is bilinear with antialiasing.
+    in decoding as long as it stays larger than the result. What remains, mostly a shrinking by less than 2 of the
+    shorter side and less than 2.7 of the longer, is bilinear without antialiasing. Where a side is to shrink by 3 and
+    more even so, as in pictures more than 16 times the network's size, it is bilinear with antialiasing.
 
     Args:
         encoded: Scalar string.
