@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tfbig.pipelines._command_line import parse
 from tfbig.pipelines._main import main
 from tfbig.pipelines.image_finetune import TASK
 from tfbig.team import Workers
+from tfbig.training import assembly
 from tfbig.training.run_directory import RunDirectory, UnwrittenRun
 
 AUTO = ["--runtime.precision", "auto", "--runtime.jit_compile", "auto"]
@@ -113,6 +115,23 @@ def test_a_chosen_run_is_the_run_with_those_settings(tmp_path: Path, capsys: pyt
     assert main(TASK, ["--config", "digits", *QUICK, *settings]) == 0
     for name in ("evaluation.json", "predictions.csv"):
         assert (chosen / name).read_text() == (given / name).read_text()
+
+
+@pytest.mark.slow
+def test_what_is_timed_is_what_will_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts(*arguments: str) -> set[tuple[str, int]]:
+        config = dataclasses.replace(_config(*arguments, "--runtime.jit_compile", "auto"), resume="never")
+        choice = settled(TASK, config, RunDirectory(tmp_path))[1]
+        assert choice is not None and len(choice.timed) == 2
+        return {(timing.part, timing.num_steps) for timing in choice.timed}
+
+    assert parts("--adapt.mode", "full") == {("network", 5)}
+    assert parts("--adapt.mode", "head") == {("head", 5)}
+    assert parts("--adapt.mode", "head", "--options.augment", "flip") == {("network", 5)}
+    # All features do not fit, though those of the two batches would: 256 numbers for each of some 90 examples.
+    monkeypatch.setenv("TFBIG_CACHE_GB", "0")
+    monkeypatch.setattr(assembly, "_FEATURE_MEMORY_BYTES", 70 * 256 * 4)
+    assert parts("--adapt.mode", "head", "--data.batch_size", "16") == {("network", 5)}
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def _judge(
     assembly: Assembly, config: RunConfig, run_directory: RunDirectory, ledger: Ledger
 ) -> Evaluation:
     """The test split's figures, predictions.csv and report.html."""
-    from tfbig.evaluation.charts import confusion_matrix_png
+    from tfbig.evaluation.charts import confusion_matrix_png, drawn_confusions
     from tfbig.evaluation.evaluate import evaluate, write_predictions
     from tfbig.evaluation.report import write_report
     from tfbig.training.tensorboard import write_picture
@@ -179,8 +179,8 @@ def _judge(
     run_directory.write_json("evaluation.json", evaluation.report)
     write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
     write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=ledger.history)
-    matrix = cast(list[list[int]] | None, evaluation.report.get("confusion_matrix"))
-    if matrix:
+    matrix = drawn_confusions(evaluation.report)
+    if matrix is not None:
         png = confusion_matrix_png(matrix, splits.spec.class_names)
         write_picture(run_directory.tensorboard, "confusion_matrix", png, step=ledger.global_step)
     return evaluation
