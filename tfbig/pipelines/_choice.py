@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from typing import TYPE_CHECKING
 
 from tfbig.config import RunConfig
 from tfbig.pipelines._dry_run import two_batches
 from tfbig.pipelines._runtime import runtime_of
+from tfbig.pipelines._workers import refuse_xla_over_workers
+from tfbig.team import Team
 from tfbig.training.choice import (
     TIMED_STEPS,
     WARM_UP_STEPS,
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def settled(
-    task: Task, config: RunConfig, run: RunDirectory | None
+    task: Task, config: RunConfig, run: RunDirectory | None, *, team: Team | None = None
 ) -> tuple[RunConfig, Choice | None, Splits | None]:
     """The configuration to run with, the choice where there was one to make, and the data where it was read for that.
 
@@ -50,17 +51,26 @@ def settled(
         task: The job.
         config: Free of conflicts.
         run: The run's folder; None where there is none.
+        team: The workers, all of which call this and take the chief's choice; by default this process alone.
+
+    Raises:
+        UsageError: The run chose on one device what several workers cannot do.
+        WorkerLost: Another worker is gone.
     """
     if not is_open(config):
         return config, None, None
-    choice, splits = None, None
-    # Workers see no file of the chief's, and all have to choose alike.
-    if run is not None and config.resume != "never" and not os.environ.get("TF_CONFIG"):
+    team, choice, splits = team or Team(), None, None
+    if run is not None and config.resume != "never":
         choice = recorded(run.read_json("environment.json").get(NAME), config)
     if choice is None:
-        choice, splits = _made(task, config)
+        choice, splits = _made(task, config, team)
         jit = "with" if choice.jit_compile else "without"
         log.info("runtime: %s, %s XLA: %s", choice.precision, jit, choice.reason)
+    # The others see no file of the chief's.
+    told = team.decide({NAME: choice.record()})[NAME]
+    choice = choice if team.is_chief else recorded(told, config) or choice
+    if team.num_workers > 1:
+        refuse_xla_over_workers(choice.applied(config))
     return choice.applied(config), choice, splits
 
 
@@ -77,14 +87,14 @@ def settled_before(config: RunConfig, run: RunDirectory) -> RunConfig:
     return (choice or unmeasured(config, "environment.json names no choice")).applied(config)
 
 
-def _made(task: Task, config: RunConfig) -> tuple[Choice, Splits | None]:
+def _made(task: Task, config: RunConfig, team: Team) -> tuple[Choice, Splits | None]:
     from tfbig.hardware import computes_bfloat16
     from tfbig.runtime import runtime
 
     if config.dp.is_private:
         # Its steps would be on private examples, and no budget counts them.
         return unmeasured(config, "private training is not timed and keeps to the defaults"), None
-    if os.environ.get("TF_CONFIG"):
+    if team.num_workers > 1:
         return unmeasured(config, "workers that each timed for themselves might choose differently"), None
     with runtime(strategy=config.runtime.strategy, precision="float32", seed=config.runtime.seed) as strategy:
         has_xla = strategy.num_replicas_in_sync == 1
