@@ -159,6 +159,11 @@ def _refuse_fixed(config: RunConfig, name: str) -> None:
             "tune.space cannot hold train.epochs with --tune.tuner hyperband, which sets each trial's epochs itself, "
             "up to --train.epochs; leave it out."
         )
+    if name.startswith("dp.") and not config.dp.is_private:
+        raise UsageError(
+            f"tune.space cannot hold {name} in a search that is not private: trials would be, and their search would "
+            "promise nothing. Give --dp.target_epsilon, which is for the search as a whole, or leave it out."
+        )
     is_cost = name.startswith(_OF_THE_PRIVACY) and name not in _FREE_IN_PRIVATE
     if config.dp.is_private and is_cost:
         raise UsageError(

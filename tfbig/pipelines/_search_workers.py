@@ -167,7 +167,7 @@ class _Worker:
             else:
                 # Read on where the terminal is closed: a process whose output nobody reads stands still.
                 with contextlib.suppress(OSError):
-                    print(f"worker {self.number}: {line}", end="", file=sys.stderr, flush=True)
+                    print(f"[{self.number}] {line}", end="", file=sys.stderr, flush=True)
 
     def _read_output(self, process: subprocess.Popen) -> None:
         for line in process.stdout or ():
