@@ -274,3 +274,77 @@ def test_workers_that_begin_with_other_weights_are_refused(tmp_path: Path, is_sa
     for process, err in ends:
         assert process.returncode == (0 if is_same else 2), err[-2000:]
         assert ("other weights than the chief's" in err) is not is_same
+
+
+# Fifty steps of a whole network in float64, in which rounding cannot hide a mistake of the arithmetic.
+_DOUBLE = """
+import sys
+import numpy as np
+from tfbig.cluster import from_environment
+from tfbig.meeting import meet
+from tfbig.startup import import_tensorflow
+
+team = meet(from_environment(), {}, timeout_s=120)
+import_tensorflow()
+import keras
+import tensorflow as tf
+from tfbig.data.splits import IndexPlan
+from tfbig.gradients.rule import mean_gradient
+from tfbig.networks import scratch
+from tfbig.objectives.supervised import Objective
+from tfbig.pipelines._command_line import parse
+from tfbig.pipelines.image_finetune import TASK
+from tfbig.runtime import runtime
+from tfbig.training.distribution import fed, of_this_process
+from tfbig.training.learner import Learner
+
+def losses(network, batch, *, training):
+    logits = network(batch.x, training=training)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(batch.y, logits), tf.cast(logits, tf.float32)
+
+def rule(losses, network, batch):
+    step = mean_gradient(losses, network, batch._replace(weight=tf.cast(batch.weight, tf.float64)))
+    return step._replace(losses=tf.cast(step.losses, tf.float32))
+
+config = parse(TASK, ["--config", "digits", "--data.limit", "300"])
+with runtime(strategy="auto", precision="float32", seed=0, team=team) as strategy:
+    splits = TASK.load(config)
+    keras.config.set_dtype_policy("float64")
+    with strategy.scope():
+        backbone = scratch.build("convnet", 16)
+        network = keras.Model(backbone.inputs, keras.layers.Dense(10)(backbone.output))
+        splits = TASK.prepare(splits, network)
+        learner = Learner(network, Objective(losses=losses, metrics=list), rule)
+        learner.compile(optimizer=keras.optimizers.SGD(0.05, momentum=0.9))
+    plan = IndexPlan(len(splits.train), 30, seed=0)
+    for epoch in range(50 // plan.steps_per_epoch):
+        data = fed(strategy, splits.train, plan, position=lambda: (epoch, 0))
+        learner.fit(data, epochs=1, shuffle=False, verbose=0)
+    team.wait_for_all()
+    arrays = [of_this_process(strategy, variable) for variable in network.trainable_variables]
+    if team.is_chief:
+        assert {array.dtype.name for array in arrays} == {"float64"}
+        assert of_this_process(strategy, learner.optimizer.iterations) == 50
+        np.savez(sys.argv[1], *arrays)
+team.leave(None)
+print(strategy.num_replicas_in_sync)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_that_trains_whole_differs_by_rounding_alone(tmp_path: Path) -> None:
+    (tmp_path / "double.py").write_text(_DOUBLE)
+    launch = ["-m", "tfbig", "launch", "--workers", "2"]
+    found = []
+    for num_replicas, command in ((1, ["-m", "double"]), (2, [*launch, "double"])):
+        done = subprocess.run(
+            [sys.executable, *command, f"{num_replicas}.npz"], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout.split()) == (0, [str(num_replicas)]), done.stderr[-2000:]
+        with np.load(tmp_path / f"{num_replicas}.npz") as stored:
+            found.append([stored[name] for name in stored.files])
+    one, two = found
+    difference = max(np.abs(ours - theirs).max() for ours, theirs in zip(one, two, strict=True))
+    print(f"largest difference of two processes: {difference}")
+    assert difference < 1e-12
