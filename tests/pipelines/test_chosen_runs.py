@@ -128,9 +128,9 @@ def test_what_is_timed_is_what_will_be_trained(tmp_path: Path, monkeypatch: pyte
     assert parts("--adapt.mode", "full") == {("network", 5)}
     assert parts("--adapt.mode", "head") == {("head", 5)}
     assert parts("--adapt.mode", "head", "--options.augment", "flip") == {("network", 5)}
-    # All features do not fit, though those of the two batches would: 256 numbers for each of some 90 examples.
+    # All features do not fit, though those of the two batches would: 192 numbers for each example.
     monkeypatch.setenv("TFBIG_CACHE_GB", "0")
-    monkeypatch.setattr(assembly, "_FEATURE_MEMORY_BYTES", 70 * 256 * 4)
+    monkeypatch.setattr(assembly, "_FEATURE_MEMORY_BYTES", 70 * 192 * 4)
     assert parts("--adapt.mode", "head", "--data.batch_size", "16") == {("network", 5)}
 
 
