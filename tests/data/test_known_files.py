@@ -51,27 +51,36 @@ def test_the_second_start_reads_what_changed_and_finds_the_same(
     tmp_path: Path, load: Callable[..., Splits], cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     for i in range(40):
-        _write(tmp_path / "ab"[i % 2] / f"{i:02d}.png", i)
+        _write(whole / "ab"[i % 2] / f"{i:02d}.png", i)
+        _write(broken / "ab"[i % 2] / f"{i:02d}.png", i)
+    bad = broken / "a" / "10.png"
+    bad.write_bytes(bad.read_bytes()[:-20])
     time.sleep(2.2)  # until the last of them is older than a tick
-    first = load(f"folder:{tmp_path}")
+    first = load(f"folder:{whole}")
     assert "not read again" not in caplog.text and len(entries(cache)) == 1
-    second = load(f"folder:{tmp_path}")
+    second = load(f"folder:{whole}")
     assert "40 of 40 files" in caplog.text and second.manifest == first.manifest
     # The same size and the same time of change, as a copy with its times would have.
-    path, status = tmp_path / "a" / "00.png", (tmp_path / "a" / "00.png").stat()
-    content = path.read_bytes()
+    path = whole / "a" / "10.png"
+    status = path.stat()
     _write(path, 2)
-    assert len(path.read_bytes()) == len(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    third = load(f"folder:{tmp_path}")
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    third = load(f"folder:{whole}")
     assert "39 of 40 files" in caplog.text
     assert third.manifest["content"] != first.manifest["content"]
     assert sum(third.manifest["duplicates"]["within"].values()) == 1
-    (tmp_path / "b" / "01.png").write_bytes(content[:-20])
+    caplog.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFBIG_CACHE_GB", "0")
+        assert load(f"folder:{whole}").manifest == third.manifest
+    assert "not read again" not in caplog.text
     for _ in range(2):
-        with pytest.raises(DataError, match=r"01\.png"):
-            load(f"folder:{tmp_path}")
+        with pytest.raises(DataError, match=r"10\.png"):
+            load(f"folder:{broken}")
+    assert "39 of 40 files" in caplog.text
 
 
 def test_a_file_changed_within_a_tick_of_being_read_is_not_known(tmp_path: Path, cache: Path) -> None:
@@ -81,6 +90,18 @@ def test_a_file_changed_within_a_tick_of_being_read_is_not_known(tmp_path: Path,
     assert _found(tmp_path, cache, ["a.png"]) == [False]
     _keep(tmp_path, cache, ["a.png"], read_ns=changed_ns + LATER_NS)
     assert _found(tmp_path, cache, ["a.png"]) == [True]
+
+
+def test_a_file_changed_while_it_was_read_is_not_known(tmp_path: Path, cache: Path) -> None:
+    _write(tmp_path / "a.png", 1)
+    known = _known(tmp_path, cache)
+    states = known.states(["a.png"])
+    _write(tmp_path / "a.png", 200)
+    os.utime(tmp_path / "a.png", ns=(0, 0))
+    later = time.time_ns() + LATER_NS
+    known.add(["a.png"], states, np.array([b"d" * 32]), known=np.zeros(1, bool), read_ns=later)
+    known.keep()
+    assert not entries(cache)
 
 
 def test_each_file_has_its_own_digest_and_only_this_starts_are_kept(tmp_path: Path, cache: Path) -> None:
@@ -93,8 +114,13 @@ def test_each_file_has_its_own_digest_and_only_this_starts_are_kept(tmp_path: Pa
     found = known.digests(names, known.states(names))
     assert found.tolist() == [hashlib.sha256((tmp_path / n).read_bytes()).hexdigest()[:32].encode() for n in names]
     assert len(set(found.tolist())) == len(names)
+    os.link(tmp_path / names[0], tmp_path / "00.png")
     _keep(tmp_path, cache, names[:5], read_ns=later)
+    assert _found(tmp_path, cache, ["no.png", "\0.png"]) == [False] * 2
     assert _found(tmp_path, cache, names) == [True] * 5 + [False] * 15
+    _keep(tmp_path, cache, names[:1], read_ns=later)
+    # The same file by another name is another path.
+    assert _found(tmp_path, cache, ["00.png", names[0]]) == [False, True]
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-7], lambda raw: raw[:50] + b"?" + raw[51:], lambda raw: b""])
