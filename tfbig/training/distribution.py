@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -87,6 +88,11 @@ def step_function(
         return compiled(next(iterator))
 
     return on_iterator
+
+
+def of_this_process(strategy: tf.distribute.Strategy, variable: keras.Variable) -> np.ndarray:
+    """A variable's value on this process's first replica, of which the others are no part."""
+    return np.asarray(strategy.experimental_local_results(variable.value)[0])
 
 
 def from_chief(strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
