@@ -144,10 +144,10 @@ def _parser() -> argparse.ArgumentParser:
         "machines would (TF_CONFIG). The exit code and the last line of stdout are those of worker 0, the chief.",
     ))
     cache = commands.add_parser(
-        "cache", parents=[shared], allow_abbrev=False, help="the features of frozen backbones that runs share",
-        description="Features of frozen backbones (--adapt.mode head), kept in the folder TFBIG_CACHE, by default in "
-        "the user's cache folder, and at most TFBIG_CACHE_GB gigabytes of them. Readable by their owner alone: "
-        "features tell of the pictures that they were computed from.",
+        "cache", parents=[shared], allow_abbrev=False, help="what runs share: features, digests of files",
+        description="Features of frozen backbones (--adapt.mode head) and digests of files that were read, kept in the "
+        "folder TFBIG_CACHE, by default in the user's cache folder, and at most TFBIG_CACHE_GB gigabytes of features. "
+        "Readable by their owner alone: features tell of the pictures that they were computed from.",
     )
     cache.add_argument("--clear", action="store_true", help="remove them all; runs that use them go on")
     cache.set_defaults(command=_cache)
@@ -261,17 +261,30 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
+    from tfbig.data import known_files
+    from tfbig.errors import EnvironmentFault
     from tfbig.training.feature_cache import from_environment
 
     cache = from_environment()
-    entries = cache.entries()
+    entries, num_lists = cache.entries(), 0
     num_bytes = cache.clear() if options.clear else sum(entry.num_bytes for entry in entries)
     for entry in () if options.clear else entries:
         used = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
         size = f"{' x '.join(map(str, entry.shape))} {entry.dtype}".strip()
         print(f"{used}  {entry.num_bytes / 1e6:10.1f} MB  {size:24}  {entry.about}")
+    for path in known_files.entries(cache.folder):
+        status = path.stat()
+        num_bytes, num_lists = num_bytes + status.st_size, num_lists + 1
+        if not options.clear:
+            used = datetime.fromtimestamp(status.st_mtime).isoformat(" ", "minutes")
+            print(f"{used}  {status.st_size / 1e6:10.1f} MB  digests of {known_files.num_files(path)} files")
+            continue
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"{path} cannot be removed ({error.strerror}); mend its permissions.") from error
     end = "removed" if options.clear else f"of at most {cache.limit_bytes / 1e9:g} GB"
-    print(f"{cache.folder}: {len(entries)} entries, {num_bytes / 1e6:.1f} MB {end}")
+    print(f"{cache.folder}: {len(entries) + num_lists} entries, {num_bytes / 1e6:.1f} MB {end}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

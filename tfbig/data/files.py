@@ -68,7 +68,8 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
         names = [path[start:] for name in class_names for path in classes.get(name, [])]
         sizes = [len(classes.get(name, [])) for name in class_names]
         splits[role] = file_split(root, names, np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
-    return Listing(splits, class_names, ignored=tuple(sorted(path[start:] for path in ignored)))
+    left_out = tuple(sorted(path[start:] for path in ignored))
+    return Listing(splits, class_names, ignored=left_out, directory=str(root))
 
 
 def read_csv(
@@ -116,7 +117,7 @@ def read_csv(
     for role, members in _row_splits(path, rows, split_names).items():
         names = [rows[i][path_column] for i in members]
         splits[role] = file_split(base, names, labels[members])
-    return Listing(splits, class_names, multi_label)
+    return Listing(splits, class_names, multi_label, directory=str(base))
 
 
 def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Split:

@@ -33,6 +33,7 @@ class Listing:
         digests: Role -> (N,) content digests, where the reader had to read every example anyway.
         files: True for a person's own files, any of which may be broken.
         ignored: Files that are no examples: hidden ones, notes, other formats.
+        directory: Where the names start, if each example is a file of that name.
     """
 
     splits: Mapping[str, Split]
@@ -41,6 +42,7 @@ class Listing:
     digests: Mapping[str, np.ndarray] | None = None
     files: bool = True
     ignored: tuple[str, ...] = ()
+    directory: str | None = None
 
 
 def find_split(role: str, wanted: str, available: Iterable[str], *, where: str) -> str | None:

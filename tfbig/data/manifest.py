@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data import images
+from tfbig.data.known_files import KnownFiles
 from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)
@@ -55,8 +57,32 @@ def content(digests: Mapping[str, np.ndarray]) -> str:
     return hashlib.blake2b(b"\n".join(found.tolist()), digest_size=16).hexdigest()
 
 
-def inspect(split: Split) -> Inspection:
-    """Reads, digests and decodes every example, as training will."""
+def inspect(split: Split, known: KnownFiles | None = None) -> Inspection:
+    """Reads, digests and decodes every example, as training will.
+
+    Args:
+        split: Of encoded images.
+        known: Digests of files that have not changed since a start that could read them: these are not read. What is
+            read now is added to it.
+    """
+    if known is None:
+        return _inspect(split)
+    states, read_ns = known.states(split.names), time.time_ns()
+    digests = known.digests(split.names, states)
+    is_known = digests != b""
+    unknown = np.flatnonzero(~is_known)
+    if is_known.any():
+        _logger.info("%d of %d files are as they were and not read again", len(split) - len(unknown), len(split))
+    found = _inspect(split.subset(unknown)) if len(unknown) else Inspection(digests[:0], {})
+    digests[unknown] = found.digests
+    faults = {int(unknown[i]): fault for i, fault in found.faults.items()}
+    readable = digests.copy()
+    readable[list(faults)] = b""
+    known.add(split.names, states, readable, known=is_known, read_ns=read_ns)
+    return Inspection(digests, faults)
+
+
+def _inspect(split: Split) -> Inspection:
 
     def examine(index: int) -> tuple[bytes, str | None]:
         try:

@@ -16,9 +16,11 @@ from pathlib import PurePath
 import numpy as np
 import tensorflow as tf
 
+from tfbig import cache_folder
 from tfbig.data import strata
 from tfbig.data.files import read_csv, read_folder
 from tfbig.data.images import png_bytes
+from tfbig.data.known_files import KnownFiles
 from tfbig.data.listing import Listing, class_order, quoted
 from tfbig.data.manifest import content, digest, inspect, manifest
 from tfbig.data.splits import DataSpec, Split, Splits
@@ -164,11 +166,14 @@ def _readable(
     if listing.digests is not None:
         return dict(listing.splits), dict(listing.digests), {}
     splits, digests, unreadable = {}, {}, {}
+    known = _known_files(source, listing)
     for role, split in listing.splits.items():
-        found = inspect(split)
+        found = inspect(split, known)
         unreadable.update({split.names[i]: reason for i, reason in found.faults.items()})
         good = np.setdiff1d(np.arange(len(split)), list(found.faults))
         splits[role], digests[role] = split.subset(good), found.digests[good]
+    if known is not None:
+        known.keep()
     if unreadable and on_bad == "fail":
         name, reason = next(iter(sorted(unreadable.items())))
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
@@ -182,6 +187,16 @@ def _readable(
         if not len(split):
             raise DataError(f"{source} has no readable image in its {role} split; check the files.")
     return splits, digests, unreadable
+
+
+def _known_files(source: str, listing: Listing) -> KnownFiles | None:
+    """What earlier starts kept of the source; None where the examples are no files, or the user wants no cache."""
+    limit_bytes = cache_folder.limit_bytes()
+    if listing.directory is None or not limit_bytes:
+        return None
+    return KnownFiles(
+        resolved(source), directory=listing.directory, folder=cache_folder.folder(), limit_bytes=limit_bytes
+    )
 
 
 def _check_classes(source: str, train: Split, listing: Listing) -> None:

@@ -20,14 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tfbig.errors import EnvironmentFault, UsageError
+from tfbig import cache_folder
+from tfbig.cache_folder import FOLDER_VARIABLE, LIMIT_VARIABLE
+from tfbig.errors import EnvironmentFault
 from tfbig.training.feature_file import HEADER_BYTES, Entry, checked, commit, described, halves, partial, write
 
 log = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "TFBIG_CACHE"
-LIMIT_VARIABLE = "TFBIG_CACHE_GB"
-_DEFAULT_LIMIT_GB = 20.0
 # Left free on the disk, for checkpoints and exports.
 _SPARE_BYTES = 2**28
 _SUFFIX = ".features"
@@ -202,13 +201,4 @@ def from_environment() -> FeatureCache:
     Raises:
         UsageError: TFBIG_CACHE_GB is no size.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or home / "tfbig" / "features").expanduser()
-    text = os.environ.get(LIMIT_VARIABLE) or str(_DEFAULT_LIMIT_GB)
-    try:
-        limit_gb = float(text)
-    except ValueError:
-        limit_gb = -1.0
-    if not 0 <= limit_gb < math.inf:
-        raise UsageError(f"{LIMIT_VARIABLE} must be a size in gigabytes, 0 for no cache, got {text!r}; usual is 20.")
-    return FeatureCache(folder, int(limit_gb * 1e9))
+    return FeatureCache(cache_folder.folder(), cache_folder.limit_bytes())
