@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -223,6 +224,32 @@ def test_what_a_kill_leaves_of_a_line_is_cut_off(tmp_path: Path) -> None:
     _run_all(trials, 1)
     assert path.read_bytes().startswith(before + b'{"event": "new", "trial": 2')
     assert len(trials.all) == 3
+
+
+def test_a_line_that_the_disk_has_no_room_for_is_no_line(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk, within the line that is written."""
+    _run_all(_trials(tmp_path), 2)
+    before = (tmp_path / NAME).read_bytes()
+    trials = _trials(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match=r"File too large\); make room"), contextlib.ExitStack() as held:
+            trials.begin(held)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # Part of it is on the disk, and does not count.
+    assert before < (tmp_path / NAME).read_bytes() < before + b"\xff"
+    whole = _trials(tmp_path / "whole")
+    for later in (_trials(tmp_path), whole):
+        _run_all(later)
+    assert _outcome(_caught_up(tmp_path)) == _outcome(whole)
+
+
+def _caught_up(folder: Path) -> Trials:
+    trials = _trials(folder)
+    trials.refresh()
+    return trials
 
 
 def test_a_damaged_journal_and_one_of_another_search_are_refused(tmp_path: Path) -> None:
