@@ -90,7 +90,7 @@ def assemble(
     strategy: tf.distribute.Strategy,
     state: PrivateState | None = None,
     *,
-    whole: Splits | None = None,
+    keeps_features: bool = True,
 ) -> Assembly:
     """Builds the network and ties it to the data, an objective and an optimizer.
 
@@ -100,8 +100,7 @@ def assemble(
         splits: The data, as `task.load` gives it.
         strategy: Where to train, from `runtime`.
         state: Of a private run that has begun; drawn afresh where it is needed and not given.
-        whole: The data that `splits` are the first examples of: features are kept where a run on all of it would keep
-            them, so that what trains is what would train there. By default `splits`.
+        keeps_features: Whether a frozen backbone's features are computed once, where they can be; else with each step.
     """
     physical_batch_size = _physical_batch_size(config, strategy.num_replicas_in_sync)
     objective = task.objective(config, splits)
@@ -116,8 +115,8 @@ def assemble(
         cache = _cache(config, splits)
         num_views = config.adapt.cached_views if augment is not None else 0
         is_live = augment is not None and not num_views
-        room = cache if whole is None else _cache(dataclasses.replace(config, dry_run=False), whole)
-        trunk, trained = (None, network) if is_live else _split(network, whole or splits, room, max(num_views, 1))
+        can_keep = keeps_features and not is_live
+        trunk, trained = _split(network, splits, cache, max(num_views, 1)) if can_keep else (None, network)
         plan = _plan(config, len(splits.train), physical_batch_size, secret)
         if num_views:
             _refuse_uncached(trunk, config)

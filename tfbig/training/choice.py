@@ -16,7 +16,6 @@ from typing import Literal, TypeAlias, cast
 from tfbig.config import RunConfig
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
-Part: TypeAlias = Literal["network", "head"]
 
 WARM_UP_STEPS = 2
 """Of each candidate: the first traces and compiles, and what the second does only once."""
@@ -38,7 +37,6 @@ class Timing:
         first_step_s: From the start of the building to the end of the first step, seconds.
         is_finite: Whether every loss was finite.
         failure: Why there were no steps; empty where there were.
-        part: What the steps train as the run's will: the whole network, or the head behind features that are kept.
         num_steps: How many were timed.
     """
 
@@ -48,7 +46,6 @@ class Timing:
     first_step_s: float | None = None
     is_finite: bool = False
     failure: str = ""
-    part: Part = "network"
     num_steps: int = 0
 
 
