@@ -74,8 +74,9 @@ class _Fused(keras.optimizers.Optimizer):
         self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: tf.Tensor
     ) -> None:
         rate = tf.convert_to_tensor(learning_rate)
-        shared = (rate, rate * self._slow_scale, *self._shared())
-        super()._backend_update_step(grads, trainable_variables, shared)
+        rates = [rate, rate * self._slow_scale]
+        decays = [tf.zeros([]) if not self.weight_decay else each * self.weight_decay for each in rates]
+        super()._backend_update_step(grads, trainable_variables, (*rates, *decays, *self._shared()))
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tuple[tf.Tensor, ...]) -> None:
         """Updates one variable; on several devices the part of it that lies on one.
@@ -83,15 +84,17 @@ class _Fused(keras.optimizers.Optimizer):
         Args:
             gradient: Of the whole batch.
             variable: TensorFlow's own.
-            learning_rate: What all variables of the step share: two rates, and what `_shared` gives.
+            learning_rate: What all variables of the step share: two rates, the decays by them, and what `_shared` gives.
         """
         index = self._get_variable_index(variable)
         whole = id(self._trainable_variables[index])
-        rate, slow_rate, *shared = learning_rate
+        rate, slow_rate, decay, slow_decay, *shared = learning_rate
         if whole in self._slow_ids:
-            rate = slow_rate
+            rate, decay = slow_rate, slow_decay
         if self.weight_decay and whole not in self._undecayed_ids:
-            variable.assign_sub(variable * (rate * self.weight_decay))
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.handle, alpha=decay, delta=tf.convert_to_tensor(variable)
+            )
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         self._update(variable, index, gradient, rate, *shared)
 
