@@ -14,7 +14,7 @@ from tfbig.resources import recipe_paths
 LAYERS = (
     (
         "__init__", "__version__", "config", "errors", "resources", "suggest", "recipes", "startup", "heap", "hardware",
-        "cluster", "team", "runtime",
+        "cluster", "team", "meeting", "runtime",
     ),  # fmt: skip
     ("data",),
     ("networks",),

@@ -51,6 +51,7 @@ def test_one_process_is_no_cluster(monkeypatch: pytest.MonkeyPatch, content: obj
         ({"cluster": {"worker": "a:1"}}, "lists of host:port"),
         ({"cluster": {"worker": ["a:1", "b"]}}, "'b'"),
         ({"cluster": {"worker": ["a:1", 7]}}, "7"),
+        ({"cluster": {"worker": ["a:1", "fd00::1:2222"]}}, "'fd00::1:2222'"),
         ({"cluster": {"worker": ["a:1", "b:99999"]}}, "'b:99999'"),
         ({"cluster": {"worker": ["a:1", "a:1"]}}, "twice"),
         ({"cluster": {"chief": TWO, "worker": []}}, "one chief"),
@@ -73,7 +74,8 @@ def test_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch, content: object, wo
 @pytest.mark.parametrize(
     ("content", "arguments"),
     [("{cluster", []), ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}', []),
-     ("", ["--runtime.strategy", "multiworker"])],
+     ("", ["--runtime.strategy", "multiworker"]),
+     ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}', ["--runtime.jit_compile"])],
 )  # fmt: skip
 def test_a_mistake_ends_the_command_without_tensorflow(
     monkeypatch: pytest.MonkeyPatch, content: str, arguments: list[str]

@@ -53,6 +53,9 @@ def test_a_peak_is_known_or_given_or_not_there(bench: ModuleType) -> None:
     assert bench.peak_of("NVIDIA H100 PCIe", None) == (756.0, "data sheet")
     assert bench.peak_of("NVIDIA L40S", None)[0] == 362.0
     assert bench.peak_of("NVIDIA A10G", None)[0] == 70.0
+    assert bench.peak_of("NVIDIA A100-SXM4-40GB", None)[0] == 312.0
+    # No L4, whose name it begins with.
+    assert bench.peak_of("NVIDIA L40", None)[0] is None
     assert bench.peak_of("NVIDIA A100-SXM4-40GB", 300.0) == (300.0, "--peak_tflops")
     assert bench.peak_of("another", None)[0] is None
     assert bench.peak_of(None, None)[0] is None

@@ -48,6 +48,28 @@ def test_a_disk_that_the_files_would_fill_is_refused(bench, tmp_path):
         bench.refuse_full_disk(tmp_path, 10**14)
 
 
+def test_both_inodes_and_bytes_have_to_suffice(bench):
+    plenty = {"block_bytes": 4096, "num_inodes": 10**9, "num_bytes": 10**15}
+    assert bench.fits(1000, **plenty) and bench.fits(1000, **{**plenty, "num_inodes": math.inf})
+    assert bench.fits(1000, **{**plenty, "num_inodes": 2000})
+    assert not bench.fits(1000, **{**plenty, "num_inodes": 1999})
+    assert bench.fits(1000, **{**plenty, "num_bytes": 2 * 4096 * 1000})
+    assert not bench.fits(1000, **{**plenty, "num_bytes": 2 * 4096 * 1000 - 1})
+
+
+def test_no_point_is_larger_than_asked_for_and_none_follows_one_that_fails(bench, monkeypatch, tmp_path):
+    (tmp_path / "models_point.py").write_text(
+        "import json, sys\n"
+        "width = int(sys.argv[sys.argv.index('--width') + 1])\n"
+        "sys.exit('no memory') if width > 64 else print(json.dumps({'parameters': width}))\n"
+    )
+    monkeypatch.setattr(bench, "SCRIPTS", tmp_path)
+    found = bench.measure("models", bench.parser().parse_args(["--most_width", "64"]))
+    assert found.points == [{"parameters": 64}] and found.absent == {}
+    found = bench.measure("models", bench.parser().parse_args(["--most_width", "768"]))
+    assert found.points == [{"parameters": 64}] and list(found.absent) == ["192"] and "no memory" in found.absent["192"]
+
+
 def test_the_pictures_are_as_many_as_asked_for_and_all_differ(bench, tmp_path):
     importlib.import_module("folders").write_folder(tmp_path, num_images=2105, num_classes=2, seed=0)
     files = [*tmp_path.rglob("*.jpg")]
@@ -59,6 +81,17 @@ def test_a_chart_is_small(bench, tmp_path):
     points = [{"images": n, "list_s": n / 1e4, "read_s": n / 1e3, "list_mb": 600.0} for n in (1000, 10_000)]
     importlib.import_module("drawn").draw(tmp_path / "a.png", points, axis="images", unit="images")
     assert 1000 < (tmp_path / "a.png").stat().st_size < 40_000
+
+
+def test_a_chart_shows_every_second_and_megabyte_and_no_size_of_a_file(bench, tmp_path):
+    draw = importlib.import_module("drawn").draw
+    pictures = []
+    for more in ({}, {"checkpoint_size_mb": 5.0}, {"read_s": 3.0}, {"read_mb": 700.0}):
+        points = [{"images": n, "list_s": n / 1e4, "list_mb": 600.0, **more} for n in (1000, 10_000)]
+        draw(tmp_path / "b.png", points, axis="images", unit="images")
+        pictures.append((tmp_path / "b.png").read_bytes())
+    plain, sized, slower, larger = pictures
+    assert plain == sized and len({plain, slower, larger}) == 3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -9,41 +10,50 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from tfbig import team as teams
 from tfbig.cluster import Cluster
-from tfbig.errors import DataError, EnvironmentFault, UsageError, WorkerLost
-from tfbig.team import Team, Workers, meet
+from tfbig.errors import DataError, EnvironmentFault, Interrupted, UsageError, WorkerLost
+from tfbig.meeting import meet
+from tfbig.pipelines._workers import telling_losses
+from tfbig.team import Team, Workers
 
 SETTINGS = {"train.epochs": 3, "runtime.seed": 0}
 
 
-def _addresses(count: int) -> tuple[str, ...]:
+def _addresses(count: int, host: str = "localhost") -> tuple[str, ...]:
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("", 0))
-    addresses = tuple(f"localhost:{one.getsockname()[1]}" for one in sockets)
+    addresses = tuple(f"{host}:{one.getsockname()[1]}" for one in sockets)
     for one in sockets:
         one.close()
     return addresses
 
 
-def _met(count: int) -> list[Team]:
-    addresses = _addresses(count)
+def _met(count: int, host: str = "localhost") -> list[Team]:
+    addresses = _addresses(count, host)
     with ThreadPoolExecutor(count) as pool:
         clusters = [Cluster(addresses, index) for index in range(count)]
         return list(pool.map(lambda one: meet(one, SETTINGS, timeout_s=20), clusters))
 
 
 def _end(chief: Team, *others: Team) -> None:
-    """Each leaves, and its end of the connections closes, as at the end of its process."""
+    """Each is done."""
     for one in (*others, chief):
-        one.leave(None)
-        for peer in one._peers.values():
-            with contextlib.suppress(OSError):
-                peer.shutdown(socket.SHUT_RDWR)
+        _leave(one, None)
+
+
+def _leave(team: Team, error: Exception | None) -> None:
+    """Leaves, and its end of the connections closes, as at the end of its process."""
+    team.leave(error)
+    for peer in team._peers.values():
+        with contextlib.suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+        peer.close()
 
 
 def _together(calls: list[Callable[[], object]]) -> list[object]:
@@ -84,6 +94,15 @@ def test_all_follow_the_chiefs_decisions_in_its_order() -> None:
     _end(chief, *others)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_workers_meet_under_addresses_of_both_kinds(host: str) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    chief, other = _met(2, host)
+    assert _together([lambda: chief.decide({"a": 1}), lambda: other.decide({})]) == [{"a": 1}] * 2
+    _end(chief, other)
+
+
 def test_the_port_is_free_again_once_all_have_met() -> None:
     chief, other = _met(2)
     port = int(chief._cluster.addresses[0].split(":")[1])
@@ -111,6 +130,14 @@ def test_other_settings_are_named_to_both() -> None:
              lambda: meet(Cluster(addresses, 1), other, timeout_s=20)]  # fmt: skip
     for found in _together(calls):
         assert isinstance(found, UsageError) and "train.epochs (4 there, 3 on the chief)" in str(found)
+
+
+def test_other_versions_are_named_to_both() -> None:
+    addresses = _addresses(2)
+    calls = [lambda i=i: meet(Cluster(addresses, i), SETTINGS, timeout_s=20, versions={"keras": f"3.1{i}"})
+             for i in range(2)]  # fmt: skip
+    for found in _together(calls):
+        assert isinstance(found, EnvironmentFault) and "keras (3.11 there, 3.10 on the chief)" in str(found)
 
 
 def test_a_stranger_on_the_port_is_no_worker() -> None:
@@ -208,13 +235,113 @@ def test_who_is_silent_is_the_one_that_tensorflow_complains_of(monkeypatch: pyte
     far_two.close()
 
 
-def test_after_the_release_a_loss_is_none(fast: None) -> None:
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_after_the_release_a_loss_is_none(fast: None, is_noted: bool) -> None:
     chief, other = _met(2)
+    if is_noted:
+        other.leave(KeyboardInterrupt())
+        assert chief.loss() is not None
     chief.release()
-    other.leave(KeyboardInterrupt())
+    if not is_noted:
+        other.leave(KeyboardInterrupt())
     assert chief.loss() is None
     assert chief.decide({"result": 1}) == {"result": 1}
-    chief.leave(None)
+    _end(chief, other)
+
+
+def test_a_released_worker_still_learns_how_the_chief_failed(fast: None) -> None:
+    chief, other = _met(2)
+    other.release()
+    chief.leave(DataError("There is no picture."))
+    with pytest.raises(WorkerLost, match="There is no picture") as caught:
+        other.decide({})
+    assert caught.value.exit_code == 3
+    other.leave(caught.value)
+
+
+def test_who_was_released_in_time_is_not_ended_for_a_loss_of_before() -> None:
+    script = """
+import socket, time
+from tfbig import team
+team._BEAT_S, team._GRACE_S = 0.1, 0.5
+ours, theirs = socket.socketpair()
+workers = team.Workers(team.Cluster(("a:1", "b:2"), 0), {1: ours}, lost_after_s=5)
+theirs.close()
+time.sleep(0.3)
+assert workers.loss() is not None
+workers.release()
+time.sleep(1)
+workers.leave(None)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nobody_waits_for_a_worker_that_ended_over_a_loss_of_its_own(fast: None) -> None:
+    chief, other, third = _met(3)
+    # It has not heard of the chief for too long, while the chief has.
+    lost = WorkerLost("Worker 0 has not been heard of.")
+    assert other._note(lost)
+    other.leave(lost)
+    began = time.monotonic()
+    for waits in (chief.wait_for_all, third.wait_for_all):
+        with pytest.raises(WorkerLost, match="Worker 0 has not been heard of"):
+            waits()
+    assert time.monotonic() - began < 5
+    chief.leave(lost)
+    third.leave(lost)
+
+
+def test_nobody_waits_for_a_worker_that_is_done_already(fast: None) -> None:
+    chief, other = _met(2)
+    other.leave(None)
+    with pytest.raises(WorkerLost, match="Worker 1 .* ended before the others"):
+        chief.wait_for_all()
+    with pytest.raises(WorkerLost):
+        chief.decide({})
+    chief.leave(WorkerLost(""))
+    chief, other = _met(2)
+    chief.decide({"last": 1})
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(_leave, chief, None)
+        assert other.decide({}) == {"last": 1}
+        with pytest.raises(WorkerLost, match="Worker 0 .* ended before the others"):
+            other.decide({})
+        _leave(other, WorkerLost(""))
+        leaving.result(20)
+
+
+def test_all_that_stop_together_wait_for_the_chiefs_checkpoint_and_lose_nobody(fast: None) -> None:
+    import tensorflow as tf
+
+    from tfbig.training.callbacks import DivergenceGuard, Ledger, Saver, Signals
+    from tfbig.training.learner import NEVER
+
+    chief, *others = _met(3)
+    written = threading.Event()
+
+    def write() -> None:
+        time.sleep(1.0)
+        written.set()
+
+    def stop(team: Team, signals: Signals) -> None:
+        ledger = Ledger(steps_per_epoch=5, step=1)
+        guard = DivergenceGuard()
+        guard.set_model(SimpleNamespace(diverged_at=tf.Variable(NEVER)))
+        saver = Saver(write if team.is_chief else lambda: None, ledger, guard, signals, every_s=1e9, team=team)
+        while True:
+            try:
+                saver.on_train_batch_end(0)
+            except Interrupted as error:
+                assert written.is_set()
+                _leave(team, error)
+                raise
+
+    asked = Signals()
+    asked.received = signal.SIGTERM
+    members = [(chief, Signals()), (others[0], asked), (others[1], Signals())]
+    ends = _together([lambda team=team, signals=signals: stop(team, signals) for team, signals in members])
+    assert [type(end) for end in ends] == [Interrupted] * 3, ends
 
 
 def test_what_waits_on_for_ever_is_ended_with_the_sentence() -> None:
@@ -230,6 +357,31 @@ time.sleep(60)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert done.returncode == 75
     assert done.stderr.startswith("Worker 1 (b:2) stopped answering;") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("is_heard_again", [True, False])
+def test_an_error_of_many_causes_is_blamed_on_a_silent_worker_only_once_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch, is_heard_again: bool
+) -> None:
+    monkeypatch.setattr(teams, "_BEAT_S", 0.1)
+    ours, theirs = socket.socketpair()
+    chief = Workers(Cluster(("a:1", "b:2"), 0), {1: ours}, lost_after_s=1.5)
+    InternalError = type("InternalError", (Exception,), {})
+
+    def fail() -> None:
+        with telling_losses(chief):
+            time.sleep(0.7)  # silent for more than three beats
+            raise InternalError("no kernel image is available")
+
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(fail)
+        if is_heard_again:
+            time.sleep(1.2)
+            theirs.sendall(b"{}\n")
+        error = failing.exception(10)
+    assert isinstance(error, InternalError if is_heard_again else WorkerLost), error
+    chief.leave(error)
+    theirs.close()
 
 
 def test_messages_are_lines_of_json_and_beats_carry_none() -> None:

@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or that of the error (see tfbig.errors); 1 for one that nobody expected.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(name)s: %(message)s")
+    shown = "%(name)s: %(message)s" if options.debug else "%(message)s"
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format=shown)
     try:
         exit_code = int(options.command(options) or 0)
         sys.stdout.flush()

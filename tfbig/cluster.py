@@ -2,7 +2,7 @@
 
 The form is TensorFlow's own, which Ray Train, Kubeflow's TFJob and others set:
 {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}. A "chief" counts as
-worker 0, before the others. team.py connects them. Imports no TensorFlow.
+worker 0, before the others. meeting.py connects them. Imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Cluster:
     """The workers of a run, and which of them this process is.
 
     Args:
-        addresses: host:port of each worker; the first is the chief, which writes the run's files.
+        addresses: host:port of each worker, an IPv6 address in brackets; the first is the chief, which writes the
+            run's files.
         index: This process's place among them.
     """
 
@@ -81,8 +82,11 @@ def _addresses(spec: object) -> tuple[tuple[str, ...], int]:
     addresses = [*chiefs, *workers]
     for address in addresses:
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise UsageError(f"{VARIABLE}'s workers must be host:port, such as host0:2222, got {address!r}.")
+        is_bare_ipv6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
+        if not host or is_bare_ipv6 or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UsageError(
+                f"{VARIABLE}'s workers must be host:port, such as host0:2222 or [fd00::1]:2222, got {address!r}."
+            )
     repeated = {address for address in addresses if addresses.count(address) > 1}
     if repeated:
         raise UsageError(f"{VARIABLE} names {sorted(repeated)[0]} twice; each worker needs a port of its own.")

@@ -207,7 +207,7 @@ class DpConfig:
         sampling: poisson draws each example independently a step; shuffle earns no amplification, so a much larger
             epsilon.
         mechanism: gaussian is DP-SGD; tree is DP-FTRL, for data that cannot be sampled at random, with shuffle.
-        accountant: pld is the tighter one, rdp the older one.
+        accountant: pld is the tighter one, rdp the older one, and the only one for tree and for a random search.
         max_epsilon: Stop before this epsilon is exceeded; what is trained by then is evaluated and exported.
         ledger: File of the privacy budgets of datasets, over runs; each run is charged before it starts.
         ledger_epsilon: The dataset's limit in the ledger, given when the dataset is first charged.
@@ -378,7 +378,13 @@ class RunConfig:
         train = replace(self.train, learning_rate=rate, weight_decay=decay, keep=keep)
         object.__setattr__(self, "train", train)
         if self.dp.is_private and self.dp.accountant is None:
-            object.__setattr__(self, "dp", replace(self.dp, accountant="rdp" if self.dp.mechanism == "tree" else "pld"))
+            object.__setattr__(self, "dp", replace(self.dp, accountant=self.tightest_accountant))
+
+    @property
+    def tightest_accountant(self) -> Literal["pld", "rdp"]:
+        """The tightest that knows the run; a private random search as a whole is known to rdp alone."""
+        is_random = self.tune.is_search and self.tune.tuner == "random"
+        return "rdp" if self.dp.mechanism == "tree" or is_random else "pld"
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, str | float | bool]:

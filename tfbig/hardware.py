@@ -14,11 +14,14 @@ def computes_bfloat16() -> bool:
     """Whether products of bfloat16 are instructions here: of every GPU, or of the processor where there is none.
 
     Returns:
-        True for GPUs of compute capability 8.0 and above, and for processors with AVX512_BF16, AMX or ARM's BF16
-        where the system tells (Linux).
+        True for TPUs, for GPUs of compute capability 8.0 and above, and for processors with AVX512_BF16, AMX or
+        ARM's BF16 where the system tells (Linux).
     """
     import tensorflow as tf
 
+    # A TPU's products are of bfloat16, whatever its host's processor has.
+    if tf.config.list_physical_devices("TPU"):
+        return True
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]

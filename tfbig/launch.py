@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO
 
 from tfbig.cluster import VARIABLE
-from tfbig.pipelines._processes import started
+from tfbig.pipelines._processes import signals_noted, started
+
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def over_workers(command: Sequence[str], devices: Sequence[Mapping[str, str]]) -
 def run(members: Sequence[Member]) -> int:
     """Starts processes, shows what they print on stderr, and waits for all of them.
 
-    SIGINT and SIGTERM are passed on, so each ends as it would alone.
+    SIGINT and SIGTERM are passed on, so each ends as it would alone; the end of the terminal counts as SIGTERM.
 
     Args:
         members: The first is the one that counts: the last line of its stdout is printed on ours.
@@ -74,45 +76,43 @@ def run(members: Sequence[Member]) -> int:
             if keeps_last:
                 last_lines[member.name] = line
             if before is not None:
-                with printed:
+                # Read on where the terminal is closed: a process whose output nobody reads stands still.
+                with printed, contextlib.suppress(OSError):
                     print(f"[{member.name}] {before.rstrip()}", file=sys.stderr, flush=True)
 
-    with _passed_on(processes):
-        for member in members:
-            processes.append(started(member.command, member.environment, stdin=subprocess.DEVNULL))
-        readers = []
-        for member, process in zip(members, processes, strict=True):
-            for stream in (process.stdout, process.stderr):
-                options = {"keeps_last": stream is process.stdout}
-                readers.append(threading.Thread(target=show, args=(member, stream), kwargs=options, daemon=True))
-        for reader in readers:
-            reader.start()
-        codes = [process.wait() for process in processes]
+    readers = []
+    with signals_noted() as received:
+        try:
+            for member in members:
+                processes.append(started(member.command, member.environment, stdin=subprocess.DEVNULL))
+            for member, process in zip(members, processes, strict=True):
+                for stream in (process.stdout, process.stderr):
+                    options = {"keeps_last": stream is process.stdout}
+                    readers.append(threading.Thread(target=show, args=(member, stream), kwargs=options, daemon=True))
+            for reader in readers:
+                reader.start()
+            _wait(processes, received)
+        finally:
+            for process in processes:
+                process.kill()
         for reader in readers:
             reader.join()
     if members[0].name in last_lines:
         print(last_lines[members[0].name].rstrip(), flush=True)
-    return codes[0] if codes[0] >= 0 else 128 - codes[0]
+    code = processes[0].returncode
+    return code if code >= 0 else 128 - code
 
 
-@contextlib.contextmanager
-def _passed_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
-    """Passes signals on inside the block, and leaves no process behind it."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _wait(processes: Sequence[subprocess.Popen[str]], received: Sequence[signal.Signals]) -> None:
+    """Until all have ended; passes each signal on to all of them."""
+    num_passed = 0
+    while any([process.poll() is None for process in processes]):
+        for number in received[num_passed:]:
+            num_passed += 1
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+        time.sleep(_POLL_S)
 
 
 def _free_ports(count: int) -> list[int]:

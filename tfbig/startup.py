@@ -3,6 +3,7 @@
 - The lines that its native libraries print: TF_CPP_MIN_LOG_LEVEL does not reach them, for they are written to file
   descriptor 2 before the logging is set up.
 - scikit-learn and Matplotlib, which Keras imports for wrappers and plots: they wait until someone uses these.
+- The warning that functions of one name are traced often: each network has its own, and traces it once.
 - Collections of garbage while four thousand modules, which stay, are being made; and later ones of these modules.
 
 Imports nothing heavy itself.
@@ -64,6 +65,7 @@ def _find_devices() -> None:
     with _deferred(_AT_FIRST_USE), _without_collections():
         import tensorflow as tf
 
+    tf.get_logger().addFilter(lambda line: "triggered tf.function retracing" not in line.getMessage())
     # The search for a GPU has lines of its own, at the first use of a device.
     tf.config.list_physical_devices()
 

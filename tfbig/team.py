@@ -1,11 +1,11 @@
-"""The workers of one run, over a connection of each to the chief: they meet, decide alike, and notice a loss.
+"""The workers of one run, over a connection of each to the chief: they decide alike, and notice a loss.
 
 TensorFlow's collectives add gradients; but they begin only when all are there, without a bound, and say little about
-who is not. So the workers meet here first, on the chief's port before TensorFlow takes it, and keep the
-connection: a process that dies closes it at once, one that hangs stops sending, and the others know which it was. The
-chief also tells the others what only it can know: the run's state, when to save, when to stop. Messages are lines of
-JSON. Nothing is encrypted or authenticated, here or in TensorFlow's own connections: workers need a network of
-their own. In the tree: beside runtime.py; alone, a process is a team of one. Imports no TensorFlow.
+who is not. So the workers meet before that (meeting.py), and keep the connections: a process that dies closes its own
+at once, one that hangs stops sending, and the others know which it was. The chief also tells the others what only it
+can know: the run's state, when to save, when to stop. Messages are lines of JSON. Nothing is encrypted or
+authenticated, here or in TensorFlow's own connections: workers need a network of their own. In the tree: beside
+runtime.py; alone, a process is a team of one. Imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from tfbig.cluster import Cluster
-from tfbig.errors import EnvironmentFault, TfbigError, UsageError, WorkerLost
+from tfbig.errors import TfbigError, WorkerLost
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,17 @@ class Team:
     def ask_to_stop(self) -> None:
         """Tells the chief that this worker is to stop."""
 
-    def loss(self) -> WorkerLost | None:
-        """Which worker is gone, where an error of TensorFlow came from that; None where nobody is."""
+    def loss(self, *, has_other_causes: bool = False) -> WorkerLost | None:
+        """Which worker is gone, where an error of TensorFlow came from that; None where nobody is.
+
+        Args:
+            has_other_causes: Whether this machine alone may cause such an error too: then a worker that is silent is
+                given the time to be heard again.
+        """
         return None
 
     def release(self) -> None:
-        """The other workers have done their part: losing one no longer ends this one's."""
+        """The other workers have done their part: losing one ends this one's only where it still waits for it."""
 
     def leave(self, error: BaseException | None) -> None:
         """Ends the connection.
@@ -118,7 +123,9 @@ class Workers(Team):
         self._num_waits = 0
         self._asked, self._is_released, self._has_left = False, False, False
         self._loss: WorkerLost | None = None
-        self._gone: set[int] = set()
+        # Of whom nothing more is to be expected; later their connections end.
+        self._gone: dict[int, WorkerLost] = {}
+        self._closed: set[int] = set()
         self._heard = dict.fromkeys(self._peers, time.monotonic())
         self._sending = threading.Lock()
         for index, peer in self._peers.items():
@@ -134,14 +141,16 @@ class Workers(Team):
     def decide(self, decision: Message) -> Message:
         """See `Team.decide`."""
         if self.is_chief:
-            self._raise_loss()
+            self._raise_loss([] if self._is_released else list(self._gone))
             self._send({"decision": decision})
             return decision
         while True:
+            # Before the look at the queue: what the chief said before it went is in it then.
+            gone = list(self._gone)
             try:
                 return self._decisions.get(timeout=_RETRY_S)
             except queue.Empty:
-                self._raise_loss()
+                self._raise_loss(gone)
 
     def wait_for_all(self) -> None:
         """See `Team.wait_for_all`."""
@@ -150,8 +159,12 @@ class Workers(Team):
             self._send({"arrived": self._num_waits})
         else:
             with self._changed:
-                self._changed.wait_for(lambda: self._loss or min(self._arrivals.values()) >= self._num_waits)
+                self._changed.wait_for(lambda: self._loss or not self._late() or self._late() & set(self._gone))
+            self._raise_loss(sorted(self._late()))
         self.decide({})
+
+    def _late(self) -> set[int]:
+        return {index for index, number in self._arrivals.items() if number < self._num_waits}
 
     def ask_to_stop(self) -> None:
         """See `Team.ask_to_stop`."""
@@ -159,35 +172,46 @@ class Workers(Team):
             self._asked = True
             self._send({"stop": True})
 
-    def loss(self) -> WorkerLost | None:
+    def loss(self, *, has_other_causes: bool = False) -> WorkerLost | None:
         """See `Team.loss`."""
         with self._changed:
+            if self._is_released:
+                return None
             # TensorFlow may notice it first; and the chief of several may have to tell the others.
             self._changed.wait_for(lambda: self._loss is not None, timeout=(2 if self.is_chief else 4) * _BEAT_S)
-        if self._loss is None:
-            now = time.monotonic()
-            silent = [index for index, heard in self._heard.items() if now - heard > _SILENT_BEATS * _BEAT_S]
-            if silent:
-                self._note(_sentence(self._cluster.name(silent[0]), "stopped answering", 75), 75)
+        while has_other_causes and self._loss is None and self._silent():
+            # Until it is heard, or its listener gives it up.
+            time.sleep(_BEAT_S / 2)
+        if self._loss is None and (silent := self._silent()):
+            self._note(WorkerLost(_sentence(self._cluster.name(silent[0]), "stopped answering", WorkerLost.exit_code)))
         return self._loss
+
+    def _silent(self) -> list[int]:
+        """Who sends nothing, and is not done."""
+        now = time.monotonic()
+        since = {index: heard for index, heard in self._heard.items() if index not in self._gone}
+        return [index for index, heard in since.items() if now - heard > _SILENT_BEATS * _BEAT_S]
 
     def release(self) -> None:
         """See `Team.release`."""
-        self._is_released = True
+        with self._changed:
+            self._is_released, self._loss = True, None
 
     def leave(self, error: BaseException | None) -> None:
         """See `Team.leave`."""
         self._has_left = True
         farewell: Message = {"done": True}
-        if error is not None and self._loss is None:
+        if error is not None and self._loss is not None:
+            farewell = {"lost": str(self._loss), "exit_code": self._loss.exit_code}
+        elif error is not None:
             code = error.exit_code if isinstance(error, TfbigError) else 75 if _is_interrupt(error) else 1
             reason = str(error).strip().splitlines() or [type(error).__name__]
             farewell = {"failed": reason[0][:500], "exit_code": code}
         self._send(farewell)
-        if self.is_chief and error is None:
+        if self.is_chief and (error is None or self._is_released):
             # TensorFlow's coordinator lives in the chief, and takes its end for a fault of those who are still there.
             with self._changed:
-                self._changed.wait_for(lambda: self._gone == set(self._peers), timeout=_GRACE_S)
+                self._changed.wait_for(lambda: self._closed == set(self._peers), timeout=_GRACE_S)
 
     def _send(self, message: Message) -> None:
         line = json.dumps(message).encode() + b"\n"
@@ -204,197 +228,83 @@ class Workers(Team):
             time.sleep(_BEAT_S)
 
     def _listen(self, index: int, peer: socket.socket) -> None:
-        reason, code = "stopped answering", 75
+        reason = "stopped answering"
         try:
             with peer.makefile(encoding="utf-8") as lines:
                 for line in lines:
                     self._heard[index] = time.monotonic()
                     message = json.loads(line)
-                    if "done" in message:
-                        reason = ""
-                    elif "failed" in message:
-                        reason, code = f"failed: {message['failed']}", int(message["exit_code"])
-                        break
-                    else:
-                        self._take(index, message)
+                    if not isinstance(message, dict):
+                        raise ValueError(f"a worker sends objects, got {line!r}")
+                    self._take(index, message)
         except TimeoutError:
             reason = f"has not been heard of for {peer.gettimeout():.0f} s"
         except (OSError, ValueError):
             log.debug("worker %d", index, exc_info=True)
+        if index not in self._gone:
+            self._lose(self._note_end(index, reason))
         with self._changed:
-            self._gone.add(index)
+            self._closed.add(index)
             self._changed.notify_all()
-        if reason and not self._has_left and not self._is_released:
-            self._lose(_sentence(self._cluster.name(index), reason, code), code)
 
     def _take(self, index: int, message: Message) -> None:
+        code = int(str(message.get("exit_code", WorkerLost.exit_code)))
         if "decision" in message:
             self._decisions.put(message["decision"])  # type: ignore[arg-type]
+        elif "done" in message:
+            self._note_end(index, "ended before the others")
+        elif "failed" in message:
+            self._lose(self._note_end(index, f"failed: {message['failed']}", code))
         elif "lost" in message:
-            self._lose(str(message["lost"]), int(str(message["exit_code"])))
+            self._lose(WorkerLost(str(message["lost"]), code))
         with self._changed:
             self._arrivals[index] = int(str(message.get("arrived", self._arrivals[index])))
             self._asked = self._asked or "stop" in message
             self._changed.notify_all()
 
-    def _lose(self, sentence: str, code: int) -> None:
+    def _note_end(self, index: int, reason: str, code: int = WorkerLost.exit_code) -> WorkerLost:
+        """Notes that no more is to be expected of a worker; gives what to say where it is still needed."""
+        end = WorkerLost(_sentence(self._cluster.name(index), reason, code), code)
+        with self._changed:
+            self._gone[index] = end
+            self._changed.notify_all()
+        return end
+
+    def _lose(self, lost: WorkerLost) -> None:
         """Notes the first loss, and sees to it that what waits for the lost one ends."""
-        if not self._note(sentence, code):
-            return
+        if not self._has_left and self._note(lost):
+            threading.Thread(target=self._end_waiting, args=(lost,), daemon=True).start()
+
+    def _end_waiting(self, lost: WorkerLost) -> None:
         # Whoever waits in a collective fails with TensorFlow's own error meanwhile, as a rule.
         time.sleep(_BEAT_S)
-        if not self._has_left:
-            self.on_loss(sentence)
-            time.sleep(_GRACE_S)
-        if not self._has_left:
-            print(sentence, file=sys.stderr, flush=True)
-            os._exit(code)
-
-    def _note(self, sentence: str, code: int) -> bool:
-        """Notes a loss and tells the others; gives whether it is the first."""
+        if self._has_left or self._is_released:
+            return
+        self.on_loss(str(lost))
+        time.sleep(_GRACE_S)
         with self._changed:
-            if self._loss is not None:
+            if not self._has_left and not self._is_released:
+                print(lost, file=sys.stderr, flush=True)
+                os._exit(lost.exit_code)
+
+    def _note(self, lost: WorkerLost) -> bool:
+        """Notes a loss and tells the others; gives whether it is the first that matters."""
+        with self._changed:
+            if self._loss is not None or self._is_released:
                 return False
-            self._loss = WorkerLost(sentence, code)
+            self._loss = lost
             self._changed.notify_all()
         if self.is_chief:
-            self._send({"lost": sentence, "exit_code": code})
+            self._send({"lost": str(lost), "exit_code": lost.exit_code})
         return True
 
-    def _raise_loss(self) -> None:
+    def _raise_loss(self, needed: Sequence[int]) -> None:
+        """Raises the loss of whoever, or the end of one of those that are needed."""
         if self._loss is not None:
             raise self._loss
-
-
-def meet(cluster: Cluster | None, settings: Mapping[str, object], *, timeout_s: float) -> Team:
-    """Waits until all workers are there.
-
-    Args:
-        cluster: All of them; None for a process alone, which waits for nobody.
-        settings: Must be the same for all.
-        timeout_s: Seconds to wait.
-
-    Raises:
-        WorkerLost: Some did not come in time.
-        UsageError: They were started with different settings.
-        EnvironmentFault: This worker's port is taken.
-    """
-    if cluster is None:
-        return Team()
-    deadline = time.monotonic() + timeout_s
-    own_port = int(cluster.addresses[cluster.index].rpartition(":")[2])
-    with _listening(own_port) as listener:
-        # The others only try their port, which TensorFlow will take.
-        if cluster.is_chief:
-            return Workers(cluster, _gathered(cluster, listener, settings, deadline, timeout_s))
-    return Workers(cluster, {0: _joined(cluster, settings, deadline, timeout_s)})
-
-
-def _listening(port: int) -> socket.socket:
-    try:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("", port))
-        listener.listen(1024)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"Port {port}, which TF_CONFIG gives this worker, cannot be used ({error.strerror or error}); end the "
-            "process that has it, or give all workers another one."
-        ) from error
-    return listener
-
-
-def _gathered(
-    cluster: Cluster, listener: socket.socket, settings: Mapping[str, object], deadline: float, timeout_s: float
-) -> dict[int, socket.socket]:
-    """The chief's part: a connection from each other worker, all told to go or why not."""
-    peers: dict[int, socket.socket] = {}
-    refusal: TfbigError | None = None
-    wanted = set(range(1, cluster.num_workers))
-    while refusal is None and set(peers) != wanted:
-        listener.settimeout(max(deadline - time.monotonic(), 0.001))
-        try:
-            peer = listener.accept()[0]
-        except TimeoutError:
-            refusal = _missing(cluster, sorted(wanted - set(peers)), timeout_s)
-            break
-        greeting = _greeting(peer)
-        index = greeting.get("worker")
-        if type(index) is not int or index not in wanted:
-            peer.close()
-            continue
-        # A worker that was started twice within the wait is the later one.
-        peers[index] = peer
-        refusal = _differing(cluster, index, settings, greeting.get("settings"))
-    answer = {"go": True} if refusal is None else {"refused": str(refusal), "exit_code": refusal.exit_code}
-    for peer in peers.values():
-        with contextlib.suppress(OSError):
-            peer.sendall(json.dumps(answer).encode() + b"\n")
-    if refusal is not None:
-        raise refusal
-    return peers
-
-
-def _greeting(peer: socket.socket) -> Message:
-    """The first line of a connection; empty where it is not from a worker."""
-    peer.settimeout(10.0)
-    try:
-        return _read_line(peer)
-    except (OSError, ValueError):
-        return {}
-
-
-def _read_line(peer: socket.socket) -> Message:
-    """One message, and not a byte of what follows it."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = peer.recv(1)
-        if not byte or len(line) > 2**20:
-            raise OSError("the connection ended")
-        line += byte
-    content = json.loads(line)
-    return content if isinstance(content, dict) else {}
-
-
-def _joined(cluster: Cluster, settings: Mapping[str, object], deadline: float, timeout_s: float) -> socket.socket:
-    """Another worker's part: the connection to the chief, once all are there."""
-    host, _, port = cluster.addresses[0].rpartition(":")
-    greeting = json.dumps({"worker": cluster.index, "settings": dict(settings)}).encode() + b"\n"
-    while time.monotonic() < deadline:
-        try:
-            peer = socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_S * 5)
-            peer.sendall(greeting)
-            # The chief gives up first, and says who is missing.
-            peer.settimeout(deadline - time.monotonic() + _GRACE_S)
-            answer = _read_line(peer)
-        except (OSError, ValueError):
-            # Not there yet, or TensorFlow's server of an earlier run.
-            time.sleep(_RETRY_S)
-            continue
-        if "refused" in answer:
-            code = int(str(answer["exit_code"]))
-            refusal = str(answer["refused"])
-            raise UsageError(refusal) if code == UsageError.exit_code else WorkerLost(refusal, code)
-        if "go" in answer:
-            return peer
-    raise _missing(cluster, [0], timeout_s)
-
-
-def _missing(cluster: Cluster, indices: list[int], timeout_s: float) -> WorkerLost:
-    names = ", ".join(cluster.name(index) for index in indices)
-    return WorkerLost(
-        f"Waited {timeout_s:g} s for all {cluster.num_workers} workers, but {names} did not come; start all workers "
-        "with the same command and the same cluster in TF_CONFIG, or wait longer with --runtime.start_timeout_s."
-    )
-
-
-def _differing(cluster: Cluster, index: int, ours: Mapping[str, object], theirs: object) -> UsageError | None:
-    other = theirs if isinstance(theirs, dict) else {}
-    names = [name for name in sorted({*ours, *other}) if ours.get(name) != other.get(name)]
-    if not names:
-        return None
-    shown = ", ".join(f"{name} ({other.get(name)} there, {ours.get(name)} on the chief)" for name in names[:3])
-    return UsageError(f"All workers need the same settings, but {cluster.name(index)} has others: {shown}.")
+        for index in needed:
+            if index in self._gone:
+                raise self._gone[index]
 
 
 def _sentence(name: str, reason: str, code: int) -> str:

@@ -147,6 +147,17 @@ def test_a_part_of_a_jpeg_is_the_part_that_its_draws_say(height: int, width: int
             assert (wide * width) / (tall * height) == pytest.approx(stretch, rel=0.1)
 
 
+@pytest.mark.parametrize(("height", "width"), [(640, 640), (96, 1600)], ids=["very large", "very wide"])
+def test_no_pixel_of_a_much_shrunk_part_is_passed_over(height: int, width: int) -> None:
+    # Blocks as large as what libjpeg makes one pixel of, so that all noise is left to the resizing.
+    blocks = np.random.default_rng(2).integers(0, 256, (height // 8, width // 8), np.uint8).repeat(8, 0).repeat(8, 1)
+    encoded = tf.constant(_file(Image.fromarray(blocks), "JPEG", quality=95))
+    whole = parts(np.array([[1, 0.5, 0, 0, 1]], np.float32))[0]
+    part = images.decode_part(encoded, tf.constant(whole), 12).numpy()
+    # Of noise a single pixel has a deviation of 0.29, and the mean of 16 of them a quarter of that.
+    assert part.mean() == pytest.approx(0.5, abs=0.05) and part.std() < 0.12
+
+
 @pytest.mark.parametrize("kind", _FILES)
 def test_the_whole_as_a_part_is_the_picture(kind: str) -> None:
     encoded = tf.constant(_FILES[kind])

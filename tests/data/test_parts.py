@@ -10,6 +10,7 @@ from tfbig.data import parts
 from tfbig.data.augment import augmentation
 from tfbig.data.sampling import Plan, PoissonPlan
 from tfbig.data.splits import IndexPlan, Split, batches
+from tfbig.errors import UsageError
 
 _SEED = np.array([3, 12], np.int32)
 
@@ -75,6 +76,13 @@ def test_batches_fetch_the_part_of_step_and_example(plan: Plan, names: list[str]
             np.testing.assert_array_equal(x[real][:, 1:], expected[real])
             mirrored |= set(expected[real][:, 4])
     assert mirrored == ({0, 1} if "flip" in names else {0})
+
+
+def test_examples_without_parts_are_refused_before_any_is_read() -> None:
+    split = Split(lambda i: tf.cast(i, tf.float32)[None], np.arange(7), list("abcdefg"))
+    augment = augmentation(["resized_crop"], num_classes=7, multi_label=False)
+    with pytest.raises(UsageError, match="leave resized_crop out"):
+        batches(split, IndexPlan(7, 3), augment=augment)
 
 
 def test_the_input_has_as_many_threads_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ def test_a_view_of_a_part_depends_on_its_example_alone() -> None:
     np.testing.assert_array_equal(_values(augmented(split(_X[:2:-1]), augment, seed=0, view=0)), first[:2:-1])
     assert (first != _X).any(axis=(1, 2, 3)).all()
     assert (_values(augmented(split(_X), augment, seed=0, view=1)) != first).any(axis=(1, 2, 3)).all()
+    # A part of a view would be one of the example itself.
+    assert augmented(split(_X), augment, seed=0, view=0).fetch_part is None
 
 
 def test_one_picture_has_another_change_in_each_example() -> None:

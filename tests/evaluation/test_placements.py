@@ -1,5 +1,6 @@
 """Placements, AUROC and its resampling equal their dense definitions, and cost what many classes hold."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import top_k_accuracy_score as top_k_accuracy
 
-from tfbig.evaluation import metrics
+from tfbig.evaluation import charts, metrics
 from tfbig.evaluation.metrics import classification_metrics
 from tfbig.evaluation.placements import macro_auroc, placements
 
@@ -78,6 +79,24 @@ def test_confusions_of_many_classes_are_the_cells_of_the_matrix_that_are_not_emp
         assert count > 0
         rebuilt[true, said] = count
     assert (rebuilt == matrix).all()
+    drawn = charts.drawn_confusions(report)
+    assert drawn is not None and (drawn == matrix).all()
+
+
+def test_confusions_of_a_thousand_classes_take_less_than_a_byte_a_cell_and_are_drawn():
+    labels = np.resize(np.arange(1000), 2000)
+    probabilities = np.random.default_rng(0).random((2000, 1000), np.float32)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    report = classification_metrics(labels, probabilities, class_names=[str(c) for c in range(1000)], num_bootstrap=2)
+    assert len(json.dumps(report, indent=2)) < 1e6
+    drawn = charts.drawn_confusions(report)
+    assert drawn is not None and drawn.sum() == 2000 and drawn.shape == (1000, 1000)
+    np.testing.assert_array_equal(drawn.sum(axis=1), 2)
+
+
+def test_more_classes_than_pixels_are_not_drawn():
+    assert charts.drawn_confusions({"per_class": [{}] * 1001, "confusions": [[0, 1, 2]]}) is None
+    assert charts.drawn_confusions({"per_class": [{}] * 3}) is None
 
 
 def test_memory_of_many_classes_is_a_few_tables_of_bytes():

@@ -195,3 +195,82 @@ def test_asking_one_worker_to_stop_stops_all_of_them_with_everything_saved(
     for code, _, err in pairs[-1].ends(120):
         assert code == 75 and "everything saved" in err, err[-2000:]
     assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
+
+
+_SLOW_DISK = """
+import sys, time
+from pathlib import Path
+from tfbig.pipelines.image_finetune import TASK, main
+from tfbig.startup import import_tensorflow
+
+import_tensorflow()
+from tfbig.training import checkpoints
+
+save = checkpoints.save
+
+def save_slowly(*arguments):
+    if Path("is_slow").exists():
+        time.sleep(35)
+    save(*arguments)
+
+checkpoints.save = save_slowly
+sys.exit(main(TASK, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_all_that_stop_wait_for_a_chief_whose_disk_is_slow(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(_SLOW_DISK)
+    run_dir, ports = tmp_path / "run", _ports()
+    command = [sys.executable, "job.py", *ARGUMENTS, "--train.checkpoint_every_s", "0", "--run_dir", str(run_dir)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TF_CONFIG": _config(ports, index)},
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        _wait_for_step(run_dir, 3, processes[0])
+        (tmp_path / "is_slow").touch()
+        processes[1].send_signal(signal.SIGTERM)
+        ends = [(process, process.communicate(timeout=TIMEOUT_S)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, err) in ends:
+        assert process.returncode == 75 and "everything saved" in err, (process.returncode, err[-2000:])
+    # The chief has come to the end of it.
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_same", [True, False])
+def test_workers_that_begin_with_other_weights_are_refused(tmp_path: Path, is_same: bool) -> None:
+    import keras
+
+    ports, processes = _ports(), []
+    arguments = ["--model.backbone", "keras:small.keras", "--data.limit", "60", "--train.epochs", "1", "--adapt.mode"]
+    for index in range(2):
+        host = tmp_path / f"host{index}"
+        host.mkdir()
+        keras.utils.set_random_seed(0 if is_same else index)
+        keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(),
+             keras.layers.Flatten()]
+        ).save(host / "small.keras")  # fmt: skip
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "TF_CONFIG": _config(ports, index)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tfbig.pipelines.image_finetune", *arguments, "head" if is_same else "full"],
+                cwd=host, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    try:
+        ends = [(process, process.communicate(timeout=120)[1]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, err in ends:
+        assert process.returncode == (0 if is_same else 2), err[-2000:]
+        assert ("other weights than the chief's" in err) is not is_same

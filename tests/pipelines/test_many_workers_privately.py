@@ -67,8 +67,8 @@ import numpy as np
 import tensorflow as tf
 from tfbig.cluster import from_environment
 from tfbig.gradients.private.noise import GaussianNoise
+from tfbig.meeting import meet
 from tfbig.runtime import runtime
-from tfbig.team import meet
 
 team = meet(from_environment(), {}, timeout_s=120)
 with runtime(strategy="multiworker", precision="float32", seed=0, team=team) as strategy:

@@ -252,3 +252,18 @@ def test_a_new_dataset_needs_a_limit(tmp_path: Path, capsys: pytest.CaptureFixtu
     ledger = tmp_path / "ledger.json"
     code, sentence = _refusal([*HEAD, "--dp.ledger", str(ledger)], tmp_path / "run", capsys)
     assert code == 2 and "its limit must be given with --dp.ledger_epsilon" in sentence and not ledger.exists()
+
+
+def test_noise_that_spans_steps_is_not_drawn_on_another_number_of_devices(tmp_path: Path) -> None:
+    from tfbig.pipelines._stages import refuse_other_replicas
+    from tfbig.training.run_directory import RunDirectory
+
+    run = RunDirectory(tmp_path)
+    private = ["--dp.noise_multiplier", "1", "--dp.sampling", "shuffle"]
+    tree, usual = parse(TASK, [*private, "--dp.mechanism", "tree"]), parse(TASK, private)
+    refuse_other_replicas(tree, 2, run)
+    run.write_json("environment.json", {"num_replicas": 1})
+    refuse_other_replicas(tree, 1, run)
+    refuse_other_replicas(usual, 2, run)
+    with pytest.raises(UsageError, match="on 1 devices, not 2"):
+        refuse_other_replicas(tree, 2, run)

@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfbig.pipelines._command_line import parse, to_yaml
+from tfbig.pipelines._main import held
+from tfbig.pipelines.image_finetune import TASK
+
 # Dropout, a moving average, random augmentation and a half-filled last batch: all that could differ.
 ARGUMENTS = [
     "--model.backbone", "scratch:convnet", "--model.dropout", "0.2", "--options.augment", "crop,mixup",
@@ -49,6 +53,19 @@ def _state(run_dir: Path) -> tuple[list[np.ndarray], list[dict]]:
         arrays = [stored[name] for name in sorted(stored.files) if name != "meta.json"]
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return arrays, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_how_long_to_wait_for_workers_is_no_part_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    usual, patient = (parse(TASK, [*ARGUMENTS, "--runtime.start_timeout_s", text]) for text in ("300", "900"))
+    with held(TASK, usual) as (run, finished):
+        assert finished is None
+        run.write_text("config.yaml", to_yaml(TASK, usual))
+        run.update_status("done", result={"run_dir": str(run.path), "export": None, "metrics": {}, "epsilon": None})
+    with held(TASK, patient) as (same, finished):
+        assert same.path == run.path and finished is not None and finished[1] == 0
 
 
 def test_kill_and_stop_change_nothing(tmp_path: Path) -> None:

@@ -119,3 +119,21 @@ def test_a_budget_within_a_run_is_refused_in_a_search() -> None:
     config = parse(TASK, [*PRIVATE, "--tune.max_trials", "2", "--dp.max_epsilon", "3"])
     with pytest.raises(UsageError, match="search as a whole"):
         check_search(TASK, config)
+
+
+SHUFFLED_TREE = ["--dp.mechanism", "tree", "--dp.sampling", "shuffle"]
+
+
+@pytest.mark.parametrize(
+    ("words", "used"),
+    [([], "rdp"), (["--tune.tuner", "bayesian"], "pld"), (["--tune.tuner", "bayesian", *SHUFFLED_TREE], "rdp")],
+)
+def test_an_accountant_that_a_search_would_not_use_is_refused(words: list[str], used: str) -> None:
+    arguments = [*PUBLIC, "--dp.noise_multiplier", "1", "--tune.max_trials", "2", *words]
+    for given in ([], ["--dp.accountant", used]):
+        config = parse(TASK, [*arguments, *given])
+        check_search(TASK, config)
+        assert private_search.plan(config, num_examples=200).selection.accountant == config.dp.accountant == used
+    other = "pld" if used == "rdp" else "rdp"
+    with pytest.raises(UsageError, match=f"counted by {used}.*got --dp.accountant {other}; leave it out"):
+        check_search(TASK, parse(TASK, [*arguments, "--dp.accountant", other]))

@@ -103,6 +103,8 @@ def test_a_trial_is_a_plain_run_with_its_values() -> None:
           "{train.learning_rate: {choice: [0.1, 0.2]}, train.warmup_steps: {linear: [0, 2]}}"], "the space has 6"),
         (["--dp.target_epsilon", "4", "--tune.space.options.augment.choice", "[flip, 'flip,mixup']"], "mixup"),
         (["--dp.target_epsilon", "4", "--tune.space.data.class_weights.choice", "[none, balanced]"], "balanced"),
+        (["--tune.space.dp.target_epsilon.choice", "[1, 8]"], "for the search as a whole"),
+        (["--tune.space.dp.noise_multiplier.choice", "[null, 8]"], "for the search as a whole"),
         (["--tune.space.runtime.precision.choice", "[auto, float32]"], "time each trial"),
         (["--tune.tuner", "hyperban"], "random|hyperband|bayesian"),
         (["--tune.max_trials", "0"], "at least 1"),

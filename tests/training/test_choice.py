@@ -8,7 +8,19 @@ import json
 import pytest
 
 from tfbig.config import RunConfig, RuntimeConfig
-from tfbig.training.choice import Choice, Precision, Timing, choose, recorded, unmeasured
+from tfbig.training.choice import (
+    MOST_S,
+    TIMED_STEPS,
+    WARM_UP_STEPS,
+    Choice,
+    Precision,
+    Timing,
+    choose,
+    has_enough,
+    recorded,
+    timed_steps,
+    unmeasured,
+)
 
 BOTH = RunConfig(runtime=RuntimeConfig(precision="auto", jit_compile="auto"))
 Times = dict[tuple[str, bool], float | None]
@@ -61,6 +73,31 @@ def test_what_the_hardware_lacks_is_not_timed() -> None:
     assert not _chosen(fast, has_xla=False).jit_compile
     neither = _chosen(fast, has_bfloat16=False, has_xla=False)
     assert (neither.precision, neither.jit_compile, neither.timed) == ("float32", False, ())
+
+
+def _taken(durations: list[float]) -> list[float]:
+    """When steps of these seconds end, as many as are allowed; the building began at 0."""
+    ends = [0.0]
+    for duration in durations:
+        ends.append(ends[-1] + duration)
+        if has_enough(ends):
+            break
+    return ends
+
+
+def test_the_warm_up_is_not_timed_and_the_steps_after_it_are() -> None:
+    assert WARM_UP_STEPS == 2
+    ends = _taken([100.0, 7.0, *range(1, 20)])
+    assert timed_steps(ends) == [1.0, 2.0, 3.0, 4.0, 5.0][:TIMED_STEPS]
+
+
+@pytest.mark.parametrize("step_s", [MOST_S / 3, MOST_S, 100 * MOST_S])
+def test_slow_steps_are_fewer_but_one_is_always_timed(step_s: float) -> None:
+    ends = _taken([1000.0, *[step_s] * 50])
+    timed = timed_steps(ends)
+    assert timed and timed == [step_s] * len(timed)
+    # No step begins once the time is over.
+    assert ends[-2] - ends[1] < MOST_S
 
 
 def test_a_record_gives_the_choice_again() -> None:

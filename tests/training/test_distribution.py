@@ -14,6 +14,7 @@ from tfbig.data.sampling import PoissonPlan
 from tfbig.data.splits import Batch, IndexPlan, Share, array_split, batches
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.runtime import runtime
+from tfbig.training import distribution
 
 NUM = 50
 X = np.arange(NUM * 3, dtype="f4").reshape(NUM, 3)
@@ -59,6 +60,16 @@ def test_the_hosts_shares_make_up_each_batch(
         assert len({len(one[0]) for one in slices}) == 1
         for position, expected in enumerate(batch):
             np.testing.assert_array_equal(np.concatenate([one[position] for one in slices]), expected)
+
+
+@pytest.mark.parametrize(("kind", "goes"), [("index", True), ("poisson", False)])
+def test_a_batch_of_a_whole_private_step_stays_on_the_host(
+    kind: str, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where there is a GPU that is what on_device does; tests have none.
+    monkeypatch.setattr(distribution, "on_device", lambda dataset, strategy: [*dataset.take(1), "on the device"])
+    found = distribution.fed(tf.distribute.get_strategy(), SPLIT, PLANS[kind])
+    assert isinstance(found, list) == goes
 
 
 def test_a_host_fetches_its_own_share_alone() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
+from tfbig.training.optimizers import FusedAdamW, FusedSGD, WarmupCosine, make_optimizer, without_decay
 
 SHAPES = ((3, 3, 4, 8), (8,), (16, 5), (5,))
 
@@ -76,7 +76,7 @@ cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from tfbig.runtime import runtime
-from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
+from tfbig.training.optimizers import FusedAdamW, FusedSGD, WarmupCosine, make_optimizer, without_decay
 
 def moved(strategy_name):
     with runtime(strategy=strategy_name, precision="float32", seed=0) as strategy, strategy.scope():
@@ -105,3 +105,15 @@ def test_two_devices_move_as_one() -> None:
     done = subprocess.run([sys.executable, "-c", _TWO_DEVICES], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split()[-1]) < 1e-6
+
+
+@pytest.mark.parametrize(("optimizer", "setting"), [(FusedAdamW, "amsgrad"), (FusedSGD, "nesterov")])
+def test_what_the_one_operation_does_not_know_is_refused(
+    optimizer: type[keras.optimizers.Optimizer], setting: str
+) -> None:
+    plain = {"undecayed": (), "slow": (), "slow_scale": 1.0, "learning_rate": 0.1}
+    with pytest.raises(ValueError, match=setting):
+        optimizer(**plain, **{setting: True})
+    made = optimizer(**plain, **{setting: False})
+    with pytest.raises(ValueError, match="undecayed"):
+        made.exclude_from_weight_decay(var_names=["bias"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tfbig.errors import EnvironmentFault
-from tfbig.gradients.private.mechanism import Mechanism
+from tfbig.gradients.private.mechanism import NOISE_LAYOUT, Mechanism
 from tfbig.training import private_state
 from tfbig.training.private_state import PrivateState
 
@@ -125,6 +125,20 @@ def test_a_file_of_the_time_before_mechanisms_were_kept_does_not_go_on(file: Pat
     file.write_text(json.dumps({**content, "noise_multiplier": 0.69664}))
     with pytest.raises(EnvironmentFault, match="--resume never"):
         private_state.read(file.parent)
+
+
+@pytest.mark.parametrize("layout", [None, NOISE_LAYOUT - 1, NOISE_LAYOUT + 1, str(NOISE_LAYOUT), "absent"])
+def test_a_run_whose_noise_another_release_draws_does_not_go_on(layout: object, file: Path) -> None:
+    content = {**json.loads(file.read_text()), "noise_layout": layout}
+    if layout == "absent":
+        del content["noise_layout"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(EnvironmentFault, match=rf"another release.*{NOISE_LAYOUT} now.*--resume never") as refused:
+        private_state.read(file.parent)
+    assert str(STATE.secret) not in str(refused.value)
+    # One that has ended draws nothing more, and stays readable.
+    file.write_text(json.dumps({**content, "secret": None}))
+    assert private_state.read(file.parent) == PrivateState("run", None, STATE.mechanism)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[]", b"null", b"{}", b'{"run_id": "run"}'])

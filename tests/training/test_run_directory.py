@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from tfbig.errors import EnvironmentFault, UsageError
-from tfbig.training.run_directory import open_run
+from tfbig.training.run_directory import RunDirectory, open_run
 
 _HOLD = (
     "import sys, time; from pathlib import Path; from tfbig.training.run_directory import open_run\n"
-    "with open_run(Path(sys.argv[1])):\n"
+    "with open_run(Path(sys.argv[1])) as run:\n"
+    "    run.write_text('config.yaml', 'job: a'); run.update_status('running')\n"
     "    print('held', flush=True); time.sleep(60)\n"
 )
 
@@ -23,11 +24,19 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: P
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UsageError, match="Another run"), open_run(path):
             pass
+        assert RunDirectory(path).state() == "running"
     finally:
         holder.kill()
         holder.wait()
+    assert RunDirectory(path).read_json("status.json")["state"] == "running"
+    assert RunDirectory(path).state() == "interrupted"
     with open_run(path) as run:
-        run.write_json("status.json", {"state": "running"})
+        assert run.state() == "running"
+        run.update_status("done")
+    assert RunDirectory(path).state() == "done" and RunDirectory(tmp_path).state() is None
+    (path / ".lock").unlink()
+    run.update_status("running")
+    assert run.state() == "interrupted"
 
 
 def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp")
 _DCT = "INTEGER_ACCURATE"
 # What libjpeg can shrink by while it decodes.
 _REDUCTIONS = (1, 2, 4, 8)
+# A resizing that looks at two pixels in each direction passes over one in three here, and over more beyond.
+_ANTIALIASED_FROM = 3
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -134,8 +136,9 @@ def decode_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
     """A random part of a picture, at a network's size: what Inception was trained on (Szegedy et al. 2014, 1409.4842).
 
     The part is cut to the picture where it would stand out. Of a JPEG only the part is decoded, and shrunk by 2, 4 or 8
-    in decoding as long as it stays larger than the result; what remains is bilinear without antialiasing, a shrinking
-    by less than 2.
+    in decoding as long as it stays larger than the result. What remains, mostly a shrinking by less than 2 of the
+    shorter side and less than 2.7 of the longer, is bilinear without antialiasing. Where a side is to shrink by 3 and
+    more even so, as in pictures more than 16 times the network's size, it is bilinear with antialiasing.
 
     Args:
         encoded: Scalar string.
@@ -175,8 +178,12 @@ def _decode_jpeg_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tens
     fits = tf.reduce_min(window[2:]) // size >= tf.constant(_REDUCTIONS[1:])  # (3,)
     choices = [functools.partial(reduced, by) for by in _REDUCTIONS]
     pixels = tf.switch_case(tf.math.count_nonzero(fits, dtype=tf.int32), choices)
-    # As float32: bilinear resizing of bytes is slower than both.
-    return tf.image.resize(tf.cast(pixels, tf.float32), [size, size]) * (1 / 255)
+    return tf.cond(
+        tf.reduce_max(tf.shape(pixels)[:2]) >= _ANTIALIASED_FROM * size,
+        lambda: resize(pixels, size),
+        # As float32: bilinear resizing of bytes is slower than both.
+        lambda: tf.image.resize(tf.cast(pixels, tf.float32), [size, size]),
+    ) * (1 / 255)
 
 
 def decoded(split: Split, size: int) -> Split:

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfbig.data import parts
 from tfbig.data.sampling import Plan, derived_key, padded_length, secret_augmentation_seed
+from tfbig.errors import UsageError
 
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
@@ -291,7 +292,12 @@ def batches(
         A dataset of `plan.steps_per_epoch` batches of exactly `plan.batch_length` examples, less the steps
         that `position` leaves out now; each later iteration has to leave out as many. Where `batch_length`
         is None, each batch is a step's whole one, with as many examples as the plan names for it.
+
+    Raises:
+        UsageError: `augment` takes parts of examples that have none.
     """
+    if isinstance(augment, Parts) and split.fetch_part is None:
+        raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
 
     def planned() -> Iterator[tuple[np.ndarray, ...]]:
         epoch, first_step = position()

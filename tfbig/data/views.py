@@ -48,7 +48,7 @@ def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:
         changed = augment(Batch(alone, tf.expand_dims(labels.fetch(index), 0), tf.ones([1])), seed)
         return tf.nest.map_structure(lambda value: value[0], changed.x)
 
-    return dataclasses.replace(split, fetch=fetch, gather=None)
+    return dataclasses.replace(split, fetch=fetch, gather=None, fetch_part=None)
 
 
 def _seed(seed: int, view: int, name: str) -> np.ndarray:

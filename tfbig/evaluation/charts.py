@@ -12,6 +12,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import cast
 
 import numpy as np
 from matplotlib import font_manager
@@ -23,6 +24,8 @@ Point = tuple[float, float]
 
 # Above this many classes the cells of a confusion matrix are too small for numbers and become pixels.
 _MAX_NUMBERED = 25
+# Above this many it has fewer pixels than cells.
+_MAX_DRAWN = 1000
 _HIT_RGB, _MISS_RGB = (47, 111, 237), (224, 96, 40)
 _CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "SimHei")
 
@@ -155,7 +158,27 @@ def interval_bar(value: float, low: float, high: float) -> str:
     )
 
 
-def confusion_chart(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+def drawn_confusions(report: Mapping[str, object]) -> np.ndarray | None:
+    """The confusion matrix of a report, where there is one and few enough classes to draw it.
+
+    Args:
+        report: As `metrics.classification_metrics` gives it.
+
+    Returns:
+        (C, C) int64 counts, rows true and columns predicted; None above 1,000 classes and for multi-label data.
+    """
+    if "confusion_matrix" in report:
+        return np.asarray(report["confusion_matrix"])
+    num_classes = len(cast(list, report.get("per_class", [])))
+    if "confusions" not in report or num_classes > _MAX_DRAWN:
+        return None
+    true, said, count = np.asarray(report["confusions"], np.int64).reshape(-1, 3).T
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    matrix[true, said] = count
+    return matrix
+
+
+def confusion_chart(matrix: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str]) -> str:
     """A confusion matrix, rows true and columns predicted, each cell shaded by its share of the row.
 
     Args:
@@ -194,7 +217,7 @@ def confusion_chart(matrix: Sequence[Sequence[int]], class_names: Sequence[str])
     return _svg(left + side + (8 if level else longest * 0.65 + 8), head + side + 4, "Confusion matrix", parts)
 
 
-def confusion_matrix_png(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> bytes:
+def confusion_matrix_png(matrix: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str]) -> bytes:
     """The confusion matrix as a PNG of about 800 x 800 pixels, for TensorBoard.
 
     Args:

@@ -20,8 +20,8 @@ from tfbig.evaluation.placements import Placements, macro_auroc, placements
 
 NUM_BINS = 15
 THRESHOLD = 0.5
-MAX_MATRIX_CLASSES = 1000
-"""Above this many classes almost all cells of a confusion matrix are empty, and only the others are written."""
+MAX_MATRIX_CLASSES = 100
+"""Above this many classes most cells of a confusion matrix are empty, and only the others are written."""
 # What Keras and scikit-learn clip float32 probabilities at, so that one certain mistake is a finite loss.
 _SMALLEST = float(np.finfo(np.float32).eps)
 
@@ -48,7 +48,7 @@ def classification_metrics(
     Returns:
         `num_examples`, `metrics` (name -> `value`, `low`, `high`, and a `reason` where the value is None or a
         `note` where it needs one), `per_class`, `calibration`, `interval` (how the intervals were made) and,
-        for one class an example, `confusion_matrix` (rows are the true classes), or above 1,000 classes
+        for one class an example, `confusion_matrix` (rows are the true classes), or above 100 classes
         `confusions`, its cells that are not 0 as [true, predicted, count]. No NaN anywhere.
 
         Macro figures average over the classes that define them. The AUROC is of class 1 for two classes and

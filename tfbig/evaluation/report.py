@@ -163,22 +163,21 @@ def _points(history: Sequence[Mapping[str, object]], name: str) -> list[charts.P
 
 
 def _confusion(report: Mapping[str, object]) -> str:
-    matrix, cells = report.get("confusion_matrix"), report.get("confusions")
+    counts, cells = charts.drawn_confusions(report), report.get("confusions")
     classes = _rows(report.get("per_class"))
     names = [str(row["name"]) for row in classes]
-    if isinstance(cells, list):
+    if counts is None and isinstance(cells, list):
         pairs = _pairs(np.asarray(cells), classes)
         return section("Confusion matrix", pairs, note="Too many classes to draw; evaluation.json has all confusions.")
-    if not isinstance(matrix, list):
+    if counts is None:
         return ""
     note = (
         "Rows are the true classes, columns what the network said. Blue is right, orange is wrong; the stronger the "
         "colour, the larger the share of the row."
     )
-    counts = np.asarray(matrix)
     true, said = np.nonzero(counts)
     pairs = _pairs(np.stack([true, said, counts[true, said]], axis=1), classes)
-    chart = charts.confusion_chart(matrix, names)
+    chart = charts.confusion_chart(counts, names)
     if pairs and len(names) <= _MAX_BESIDE:
         return section("Confusion matrix", f'<div class="pair"><div>{chart}</div><div>{pairs}</div></div>', note=note)
     return section("Confusion matrix", chart, pairs, note=note)

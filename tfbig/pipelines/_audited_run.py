@@ -62,7 +62,7 @@ def refuse_unfinished(run_dir: Path) -> None:
             f"{run_dir} is a search, whose network was trained by one of its trials; audit that one: "
             f"{run_dir / 'trials' / f'{best:04d}'}."
         )
-    state = RunDirectory(run_dir).read_json("status.json").get("state")
+    state = RunDirectory(run_dir).state()
     if state not in _ENDED:
         raise UsageError(
             f"The run in {run_dir} has not ended (it is {state or 'of unknown state'}), so there is no network to "

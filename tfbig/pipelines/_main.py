@@ -17,6 +17,7 @@ from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, shortage
+from tfbig.meeting import meet
 from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
@@ -24,13 +25,16 @@ from tfbig.pipelines._search import search, work
 from tfbig.pipelines._search_space import check_search
 from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
-from tfbig.pipelines._workers import common_settings, run_as_worker, telling_losses, workers_of
+from tfbig.pipelines._workers import common_settings, common_versions, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
 from tfbig.startup import import_tensorflow
-from tfbig.team import Team, meet
+from tfbig.team import Team
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
 from tfbig.training.task import Task
+
+# Of all settings the one that has no influence on a run's result.
+_WAITING = "runtime.start_timeout_s"
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,8 @@ def run(task: Task, config: RunConfig) -> Outcome:
             "--tune searches with processes that train apart, and TF_CONFIG names workers that train together; unset "
             "it, and take `python -m tfbig launch --tune --workers 2 JOB` for several processes."
         )
-    team = meet(workers, common_settings(config), timeout_s=config.runtime.start_timeout_s)
+    timeout_s = config.runtime.start_timeout_s
+    team = meet(workers, common_settings(config), timeout_s=timeout_s, versions=common_versions())
     if team.num_workers > 1:
         # What TensorFlow says of a lost worker, in many lines; ours is one, and names it.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -179,7 +184,7 @@ def _path_of(task: Task, config: RunConfig) -> Path:
 
 def _run_name(task: Task, config: RunConfig) -> str:
     """Tells configurations apart, so that the same command finds its own run."""
-    left_out = ("run_dir", "resume", "export.dir", *(() if config.tune.is_search else ("tune.",)))
+    left_out = ("run_dir", "resume", "export.dir", _WAITING, *(() if config.tune.is_search else ("tune.",)))
     same = {name: value for name, value in flatten(config).items() if not name.startswith(left_out)}
     digest = hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=4).hexdigest()
     source = "".join(c if c.isalnum() else "-" for c in config.data.source.rstrip("/").split(":")[-1].split("/")[-1])
@@ -198,6 +203,7 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
     there = {name: str(value) for name, value in read_recipe(stored).items() if name != "job"}
     here = {name: str(value) for name, value in _dotted_config(task, config).items()}
     export_there, export_here = there.pop("export.dir", None), here.pop("export.dir", None)
+    here.pop(_WAITING)
     changed = [f"{name} ({there.get(name)} there, {here[name]} here)" for name in here if here[name] != there.get(name)]
     if changed:
         raise UsageError(

@@ -6,10 +6,13 @@ TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 from tfbig.errors import UsageError
 from tfbig.suggest import nearest
@@ -69,3 +72,26 @@ def started(command: Sequence[str], environment: Mapping[str, str], *, stdin: in
         errors="replace",
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def signals_noted() -> Iterator[list[signal.Signals]]:
+    """The signals that ask to end, as they come inside the block, to be passed on to processes.
+
+    Noted only, so that none is lost on a process that is being started. The end of the terminal is one of them, as
+    SIGTERM, unless it is ignored (nohup): the processes have sessions of their own, and would go on unseen.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -192,11 +192,8 @@ def run_trials(task: Task, config: RunConfig, trials: Trials, splits: Splits) ->
         Interrupted: A signal asked to stop; the trial goes on where it was.
     """
     import keras
-    import tensorflow as tf
 
     log.info("the trials are in %s", trials.folder)
-    # Each trial has a network of its own, which is traced once.
-    tf.get_logger().addFilter(lambda line: "triggered tf.function retracing" not in line.getMessage())
     while True:
         with contextlib.ExitStack() as held:
             begun = trials.begin(held)

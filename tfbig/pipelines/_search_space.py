@@ -53,6 +53,12 @@ def check_search(task: Task, config: RunConfig) -> None:
             "--dp.max_epsilon ends a run early, and the trials of a private search must all cost the same; give "
             "--dp.target_epsilon, which is for the search as a whole."
         )
+    if config.dp.is_private and config.dp.accountant != config.tightest_accountant:
+        raise UsageError(
+            f"A private search with --tune.tuner {config.tune.tuner} is counted by {config.tightest_accountant}, the "
+            f"tightest accountant that knows it, got --dp.accountant {config.dp.accountant}; leave it out, or give "
+            f"--dp.accountant {config.tightest_accountant}."
+        )
     space = parameters(task, config)
     if config.tune.tuner == "hyperband":
         _refuse_short_hyperband(config, space)
@@ -152,6 +158,11 @@ def _refuse_fixed(config: RunConfig, name: str) -> None:
         raise UsageError(
             "tune.space cannot hold train.epochs with --tune.tuner hyperband, which sets each trial's epochs itself, "
             "up to --train.epochs; leave it out."
+        )
+    if name.startswith("dp.") and not config.dp.is_private:
+        raise UsageError(
+            f"tune.space cannot hold {name} in a search that is not private: trials would be, and their search would "
+            "promise nothing. Give --dp.target_epsilon, which is for the search as a whole, or leave it out."
         )
     is_cost = name.startswith(_OF_THE_PRIVACY) and name not in _FREE_IN_PRIVATE
     if config.dp.is_private and is_cost:

@@ -8,6 +8,7 @@ Imports no TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -18,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from tfbig.errors import (
     DataError,
@@ -29,7 +29,7 @@ from tfbig.errors import (
     TfbigError,
     UsageError,
 )
-from tfbig.pipelines._processes import devices_of_workers, job_module, started
+from tfbig.pipelines._processes import devices_of_workers, job_module, signals_noted, started
 from tfbig.training.journal import NAME as JOURNAL
 from tfbig.training.run_directory import RunDirectory
 from tfbig.training.task import Task
@@ -165,7 +165,9 @@ class _Worker:
             if line.startswith(("error: ", "unexpected error: ")):
                 self.last_error = line.strip()
             else:
-                print(f"worker {self.number}: {line}", end="", file=sys.stderr, flush=True)
+                # Read on where the terminal is closed: a process whose output nobody reads stands still.
+                with contextlib.suppress(OSError):
+                    print(f"[{self.number}] {line}", end="", file=sys.stderr, flush=True)
 
     def _read_output(self, process: subprocess.Popen) -> None:
         for line in process.stdout or ():
@@ -174,33 +176,26 @@ class _Worker:
 
 def _supervised(workers: Sequence[_Worker], run: RunDirectory, *, starts_anew: bool) -> str:
     """Starts the workers and waits for all of them; see `launch_search`."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     journal = run.path / "trials" / JOURNAL
-    try:
-        if starts_anew:
-            # By itself until the old search has made room for the new one, in which the others then take part.
-            old = run.read_json("status.json")
-            workers[0].start(starts_anew=True)
-            _wait(workers[:1], journal, asked, until=lambda: run.read_json("status.json") not in ({}, old))
-        for worker in workers[starts_anew:]:
-            worker.start()
-        _wait(workers, journal, asked)
-    except Interrupted as error:
-        if _stop(workers, asked):
-            raise Interrupted(
-                "Stopped; a worker did not end by itself and was killed, so what it did since its last checkpoint is "
-                "lost. The same command goes on from there."
-            ) from error
-        raise
-    finally:
-        _stop(workers, asked)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_noted() as asked:
+        try:
+            if starts_anew:
+                # By itself until the old search has made room for the new one, in which the others then take part.
+                old = run.read_json("status.json")
+                workers[0].start(starts_anew=True)
+                _wait(workers[:1], journal, asked, until=lambda: run.read_json("status.json") not in ({}, old))
+            for worker in workers[starts_anew:]:
+                worker.start()
+            _wait(workers, journal, asked)
+        except Interrupted as error:
+            if _stop(workers, asked):
+                raise Interrupted(
+                    "Stopped; a worker did not end by itself and was killed, so what it did since its last checkpoint "
+                    "is lost. The same command goes on from there."
+                ) from error
+            raise
+        finally:
+            _stop(workers, asked)
     return workers[0].last_line
 
 

@@ -17,7 +17,11 @@ from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._export import export_version
 from tfbig.pipelines._runtime import runtime_of
-from tfbig.pipelines._workers import chiefs_private_state, refuse_other_data_than_chiefs
+from tfbig.pipelines._workers import (
+    chiefs_private_state,
+    refuse_other_data_than_chiefs,
+    refuse_other_network_than_chiefs,
+)
 from tfbig.team import Team
 from tfbig.training.run_directory import RunDirectory, now
 from tfbig.training.task import Task
@@ -61,9 +65,9 @@ def trained(
     from tfbig.training.environment import describe
     from tfbig.training.fit import begin_anew, fit
 
-    written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory)
-    splits = splits or loaded
     team = team or Team()
+    written, (config, choice, loaded) = config, _choice.settled(task, config, run_directory, team=team)
+    splits = splits or loaded
     with runtime_of(config, team=team) as strategy:
         # A private run that goes on draws with the secret that it began with.
         goes_on = config.dp.is_private and config.resume != "never" and team.is_chief
@@ -72,6 +76,7 @@ def trained(
         splits = splits or task.load(config)
         refuse_other_data_than_chiefs(splits.manifest, team)
         assembly = assemble(task, config, splits, strategy, state)
+        refuse_other_network_than_chiefs(assembly, team)
         devices = [device.name for device in tf.config.list_logical_devices()]
         environment = describe(devices=devices, num_replicas=strategy.num_replicas_in_sync)
         if choice is not None:
@@ -79,6 +84,7 @@ def trained(
         if config.resume == "never" and team.is_chief:
             begin_anew(assembly, config, run_directory)
         refuse_other_data(assembly.splits.manifest, run_directory)
+        refuse_other_replicas(config, strategy.num_replicas_in_sync, run_directory)
         # First of all its files, for by it the folder of a run that was killed is known as one.
         run_directory.write_text("config.yaml", to_yaml(task, written))
         run_directory.update_status("running")
@@ -137,11 +143,30 @@ def refuse_other_data(manifest: Mapping[str, object], run_directory: RunDirector
         )
 
 
+def refuse_other_replicas(config: RunConfig, num_replicas: int, run_directory: RunDirectory) -> None:
+    """A private run whose steps share noise goes on with as many replicas as it began with: each draws its own share.
+
+    Args:
+        config: What is to go on.
+        num_replicas: Copies of the network that train together.
+        run_directory: Where the run began.
+
+    Raises:
+        UsageError: It began with another number, and its mechanism is the tree.
+    """
+    before = run_directory.read_json("environment.json").get("num_replicas")
+    if config.dp.mechanism == "tree" and before not in (None, num_replicas):
+        raise UsageError(
+            f"The noise of --dp.mechanism tree spans steps, and the run in {run_directory.path} draws it on {before} "
+            f"devices, not {num_replicas}; go on with {before}, or train it anew with --resume never."
+        )
+
+
 def _judge(
     assembly: Assembly, config: RunConfig, run_directory: RunDirectory, ledger: Ledger
 ) -> Evaluation:
     """The test split's figures, predictions.csv and report.html."""
-    from tfbig.evaluation.charts import confusion_matrix_png
+    from tfbig.evaluation.charts import confusion_matrix_png, drawn_confusions
     from tfbig.evaluation.evaluate import evaluate, write_predictions
     from tfbig.evaluation.report import write_report
     from tfbig.training.tensorboard import write_picture
@@ -154,8 +179,8 @@ def _judge(
     run_directory.write_json("evaluation.json", evaluation.report)
     write_predictions(run_directory.path / "predictions.csv", evaluation, splits.spec.class_names)
     write_report(run_directory.path, evaluation=evaluation, pictures=splits.test.payload, history=ledger.history)
-    matrix = cast(list[list[int]] | None, evaluation.report.get("confusion_matrix"))
-    if matrix:
+    matrix = drawn_confusions(evaluation.report)
+    if matrix is not None:
         png = confusion_matrix_png(matrix, splits.spec.class_names)
         write_picture(run_directory.tensorboard, "confusion_matrix", png, step=ledger.global_step)
     return evaluation

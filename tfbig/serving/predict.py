@@ -231,5 +231,8 @@ def _stacked(values: list[object]) -> np.ndarray:
 
 
 def _first_line(error: BaseException) -> str:
-    message = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return (message.strip().splitlines() or [type(error).__name__])[0].split(" [Op:")[0].rstrip(". ")
+    if not isinstance(error, tf.errors.OpError):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    # What TensorFlow says comes after the nodes it happened in, and before their names: "... [[{{node ...}}]]".
+    told = error.message.split("[[{{")[0].split(" [Op:")[0].strip().splitlines()
+    return (told[-1] if told else type(error).__name__).split("}} ")[-1].rstrip(". ")

@@ -84,7 +84,13 @@ class Assembly:
 
 
 def assemble(
-    task: Task, config: RunConfig, splits: Splits, strategy: tf.distribute.Strategy, state: PrivateState | None = None
+    task: Task,
+    config: RunConfig,
+    splits: Splits,
+    strategy: tf.distribute.Strategy,
+    state: PrivateState | None = None,
+    *,
+    whole: Splits | None = None,
 ) -> Assembly:
     """Builds the network and ties it to the data, an objective and an optimizer.
 
@@ -94,6 +100,8 @@ def assemble(
         splits: The data, as `task.load` gives it.
         strategy: Where to train, from `runtime`.
         state: Of a private run that has begun; drawn afresh where it is needed and not given.
+        whole: The data that `splits` are the first examples of: features are kept where a run on all of it would keep
+            them, so that what trains is what would train there. By default `splits`.
     """
     physical_batch_size = _physical_batch_size(config, strategy.num_replicas_in_sync)
     objective = task.objective(config, splits)
@@ -108,7 +116,8 @@ def assemble(
         cache = _cache(config, splits)
         num_views = config.adapt.cached_views if augment is not None else 0
         is_live = augment is not None and not num_views
-        trunk, trained = (None, network) if is_live else _split(network, splits, cache, max(num_views, 1))
+        room = cache if whole is None else _cache(dataclasses.replace(config, dry_run=False), whole)
+        trunk, trained = (None, network) if is_live else _split(network, whole or splits, room, max(num_views, 1))
         plan = _plan(config, len(splits.train), physical_batch_size, secret)
         if num_views:
             _refuse_uncached(trunk, config)

@@ -332,4 +332,8 @@ class Saver(keras.callbacks.Callback):
 
     def _stop_if_asked(self, decided: Mapping[str, object]) -> None:
         if decided["stop"]:
+            # TensorFlow's coordinator, in the chief, takes the end of the others for a fault and ends the chief too, be
+            # it in the middle of its writing.
+            self._team.wait_for_all()
+            self._team.release()
             raise Interrupted("Stopped on request with everything saved; the same command goes on from here.")

@@ -16,7 +16,13 @@ from typing import Literal, TypeAlias, cast
 from tfbig.config import RunConfig
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+Part: TypeAlias = Literal["network", "head"]
 
+WARM_UP_STEPS = 2
+"""Of each candidate: the first traces and compiles, and what the second does only once."""
+TIMED_STEPS = 5
+MOST_S = 30.0
+"""So long after a candidate's first step no further one begins, if one was timed."""
 LEAST_GAIN = 1.05
 """How much faster than the default a candidate has to be: less is lost in the noise of the timing."""
 
@@ -28,10 +34,12 @@ class Timing:
     Args:
         precision: float32 or bfloat16.
         jit_compile: Whether XLA compiled the step.
-        step_ms: The fastest step, milliseconds; None where it failed.
+        step_ms: The fastest step of those timed, milliseconds; None where it failed.
         first_step_s: From the start of the building to the end of the first step, seconds.
         is_finite: Whether every loss was finite.
         failure: Why there were no steps; empty where there were.
+        part: What the steps train as the run's will: the whole network, or the head behind features that are kept.
+        num_steps: How many were timed.
     """
 
     precision: Precision
@@ -40,6 +48,8 @@ class Timing:
     first_step_s: float | None = None
     is_finite: bool = False
     failure: str = ""
+    part: Part = "network"
+    num_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,26 @@ class Choice:
     def record(self) -> dict[str, object]:
         """As environment.json holds it."""
         return dataclasses.asdict(self)
+
+
+def has_enough(ends: Sequence[float]) -> bool:
+    """Whether a candidate has taken the steps that it may.
+
+    Args:
+        ends: When its building began, then the end of each step, seconds.
+    """
+    num_steps = len(ends) - 1
+    return num_steps >= WARM_UP_STEPS + TIMED_STEPS or (num_steps > 1 and ends[-1] - ends[1] >= MOST_S)
+
+
+def timed_steps(ends: Sequence[float]) -> list[float]:
+    """Seconds of the steps that count: those behind the warm-up; where the time did not suffice, the last.
+
+    Args:
+        ends: When the building began, then the end of each step, at least two, seconds.
+    """
+    durations = [after - before for before, after in zip(ends[1:], ends[2:], strict=False)]  # not of the first step
+    return durations[WARM_UP_STEPS - 1 :] or durations[-1:]
 
 
 def is_open(config: RunConfig) -> bool:

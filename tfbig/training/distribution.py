@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -46,7 +47,9 @@ def fed(
         augment: See `batches`.
     """
     if strategy.num_replicas_in_sync == 1:
-        return on_device(batches(split, plan, position=position, augment=augment), strategy)
+        fed_here = batches(split, plan, position=position, augment=augment)
+        # Where steps differ in length a batch is a step's whole one, of which a few fill a GPU's memory.
+        return fed_here if plan.batch_length is None else on_device(fed_here, strategy)
 
     def of_this_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_local = context.num_replicas_in_sync // context.num_input_pipelines
@@ -63,7 +66,7 @@ def fed(
 def step_function(
     strategy: tf.distribute.Strategy, step: Callable[[tuple], dict[str, tf.Tensor]], *, jit_compile: bool
 ) -> Callable[[Iterator], dict[str, tf.Tensor]]:
-    """A step over all replicas, as Keras's fit and evaluate call it: with the iterator over the batches.
+    """A step over several replicas, as Keras's fit and evaluate call it: with the iterator over the batches.
 
     Args:
         strategy: Over several replicas.
@@ -85,6 +88,11 @@ def step_function(
         return compiled(next(iterator))
 
     return on_iterator
+
+
+def of_this_process(strategy: tf.distribute.Strategy, variable: keras.Variable) -> np.ndarray:
+    """A variable's value on this process's first replica, of which the others are no part."""
+    return np.asarray(strategy.experimental_local_results(variable.value)[0])
 
 
 def from_chief(strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

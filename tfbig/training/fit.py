@@ -68,6 +68,8 @@ def fit(
                 _begin_privately(privacy, assembly, config, run, has_begun=ledger.global_step > 0)
             # The others step only once the budget is charged.
             team.decide({})
+            if ledger.global_step:
+                log.info("going on from epoch %d, step %d", ledger.epoch + 1, ledger.step)
             run.update_status("running")
             _train(assembly, config, run, ledger=ledger, monitor=monitor, average=average, state=state, team=team)
     except BudgetSpent as stop:

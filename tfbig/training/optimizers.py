@@ -40,6 +40,10 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "num_steps": self.num_steps, "warmup_steps": self.warmup_steps, "falls": self.falls}
 
 
+# Settings of Keras's optimizers that the operations below do not know.
+_NOT_FUSED = ("amsgrad", "nesterov")
+
+
 class _Fused(keras.optimizers.Optimizer):
     """Updates a variable by one operation of TensorFlow's, where Keras takes about twenty.
 
@@ -52,6 +56,9 @@ class _Fused(keras.optimizers.Optimizer):
         slow: Variables whose learning rate, and so whose decay, is multiplied by `slow_scale`.
         slow_scale: Above 0.
         **settings: Of the Keras optimizer.
+
+    Raises:
+        ValueError: A setting that TensorFlow's operation does not know.
     """
 
     def __init__(
@@ -62,6 +69,9 @@ class _Fused(keras.optimizers.Optimizer):
         slow_scale: float,
         **settings: object,
     ) -> None:
+        ignored = sorted(name for name in _NOT_FUSED if settings.get(name))
+        if ignored:
+            raise ValueError(f"{type(self).__name__} has no {', '.join(ignored)}; use Keras's own optimizer for it.")
         super().__init__(**settings)
         self._undecayed_ids = frozenset(id(variable) for variable in undecayed)
         self._slow_ids = frozenset(id(variable) for variable in slow)
@@ -78,6 +88,12 @@ class _Fused(keras.optimizers.Optimizer):
             return
         with tf.variable_creator_scope(_of_one_name):
             super().build(variables)
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[keras.Variable] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Refused: `undecayed` says it when the optimizer is made."""
+        raise ValueError(f"{type(self).__name__} takes what does not decay as `undecayed` when it is made.")
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Nothing: a variable decays in its own update."""

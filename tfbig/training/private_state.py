@@ -3,7 +3,8 @@
 The secret decides which examples each step draws, and the noise. It lies in the checkpoints' folder, readable by
 its owner alone, so that a resumed run makes the very draws that the interrupted one would have made; when the run
 has ended it is erased, for whoever has it can take the noise away. Beside it lies what the accountant was told of
-the run: going on with other data or settings would be counted wrongly.
+the run: going on with other data or settings would be counted wrongly; and how noise is drawn from the secret: a run
+that another release began would go on with other draws.
 Imports no TensorFlow.
 """
 
@@ -17,9 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tfbig.errors import EnvironmentFault, UsageError
-from tfbig.gradients.private.mechanism import Mechanism
+from tfbig.gradients.private.mechanism import NOISE_LAYOUT, Mechanism
 
 _NAME = "private_state.json"
+_LAYOUT = "noise_layout"
 _SECRET_BITS = 128
 _NOTICE = "Keep to yourself: with the secret, the noise of this run's training can be taken away."
 
@@ -57,7 +59,8 @@ def read(folder: Path) -> PrivateState | None:
     """The state of the run whose checkpoints lie in a folder; None where no run has begun.
 
     Raises:
-        EnvironmentFault: There are checkpoints, but their state is missing, damaged, or does not hold the mechanism.
+        EnvironmentFault: There are checkpoints, but their state is missing, damaged, or does not hold the mechanism; or
+            the run has not ended, and its noise was drawn in another way.
     """
     path = folder / _NAME
     try:
@@ -69,7 +72,7 @@ def read(folder: Path) -> PrivateState | None:
             mechanism = Mechanism(**content["mechanism"])
             if not mechanism.noise_multiplier:
                 raise ValueError("no noise multiplier")
-        return PrivateState(str(content["run_id"]), secret, mechanism)
+        state, layout = PrivateState(str(content["run_id"]), secret, mechanism), content.get(_LAYOUT)
     except FileNotFoundError:
         if any(folder.glob("*.npz")):
             raise EnvironmentFault(
@@ -82,6 +85,14 @@ def read(folder: Path) -> PrivateState | None:
             f"{path} is damaged ({type(error).__name__}), so this private run cannot go on as it began; put a copy "
             "back, or train anew with --resume never."
         ) from error
+    # Without a secret nothing is drawn any more.
+    if secret is not None and (type(layout) is not int or layout != NOISE_LAYOUT):
+        raise EnvironmentFault(
+            f"{path} is of a private run that another release of tfbig began, which draws its noise otherwise "
+            f"({_LAYOUT} {layout} then, {NOISE_LAYOUT} now), so it cannot go on as it began; go on with that release, "
+            "or train anew with --resume never."
+        )
+    return state
 
 
 def erase(folder: Path) -> None:
@@ -110,7 +121,7 @@ def write(folder: Path, state: PrivateState) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"notice": _NOTICE, **asdict(state)}, file)
+            json.dump({"notice": _NOTICE, _LAYOUT: NOISE_LAYOUT, **asdict(state)}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(folder / _NAME)

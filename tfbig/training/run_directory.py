@@ -91,6 +91,24 @@ class RunDirectory:
         started = self.read_json("status.json").get("started", now())
         self.write_json("status.json", {"state": state, "started": started, **facts})
 
+    def state(self) -> object:
+        """The state in status.json, None without one; a run that was killed, and could not say so, is interrupted.
+
+        Whoever runs holds the folder. Looking may be taken for that by a run that starts in the same moment.
+        """
+        state = self.read_json("status.json").get("state")
+        if state != "running":
+            return state
+        try:
+            with (self.path / _LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            log.debug("%s is a copy without its lock", self.path)
+        except OSError:
+            # Held, or another user's.
+            return state
+        return "interrupted"
+
     def write_history(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Writes metrics.jsonl, one line an epoch."""
         self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

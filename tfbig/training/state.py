@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import keras
@@ -14,8 +13,6 @@ from tfbig.training.callbacks import Ledger, MovingAverage
 from tfbig.training.checkpoints import Checkpoint
 from tfbig.training.distribution import from_chief, is_over_workers
 from tfbig.training.learner import Learner
-
-log = logging.getLogger(__name__)
 
 
 class RunState(keras.callbacks.Callback):
@@ -77,7 +74,6 @@ class RunState(keras.callbacks.Callback):
         ledger.epoch, ledger.step = meta["epoch"], meta["step"]
         ledger.history, ledger.seconds = meta["history"], meta["seconds"]
         self._share()
-        log.info("going on from epoch %d, step %d", ledger.epoch + 1, ledger.step)
 
     def _share(self) -> None:
         """Gives all workers what the chief has read."""

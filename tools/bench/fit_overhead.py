@@ -3,9 +3,10 @@
 
     python tools/bench/fit_overhead.py --json
 
-Both train the very network that image_finetune builds, with tfbig's faster forms of layers, by AdamW, on images in
-memory, without validation. `tfbig` is the whole of `fit`: its learner and optimizer, the plan of its batches, and all
-its callbacks in a run directory; `keras` is `compile` and `fit` with Keras's own optimizer and tf.data's shuffling.
+Both train the very network that image_finetune builds, with tfbig's faster forms of layers, by its AdamW, under its
+runtime (seed, heap), on the same images in memory, without validation. What differs is `fit`: `tfbig` is the whole of
+ours, with its learner, the plan of its batches, weights of examples, and all its callbacks in a run directory; `keras`
+is `compile` and `fit`, with batches shuffled by tf.data and no callbacks.
 A process each, on one thread, which take turns of some steps in one call. The last line of stdout is
 {"small_cnn": {"ratio", "ms": {"tfbig", "keras"}}, ..., "versions", "cores", "seed"}.
 

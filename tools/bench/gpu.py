@@ -39,7 +39,7 @@ from work import ROWS
 NO_GPU = 4
 """Exit code: the environment lacks something, as in tfbig/errors.py."""
 NUM_PRODUCTS = 20
-# Part of the name that the driver gives -> 10**12 FLOP/s of dense bfloat16 products, by the makers' data sheets.
+# Words of the name that the driver gives -> 10**12 FLOP/s of dense bfloat16 products, by the makers' data sheets.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -109,7 +109,9 @@ def peak_of(gpu: str | None, given: float | None) -> tuple[float | None, str]:
     """10**12 FLOP/s of a GPU, and where the number is from."""
     if given is not None:
         return given, "--peak_tflops"
-    known = next((peak for part, peak in PEAK_TFLOPS.items() if gpu is not None and part in gpu), None)
+    # A100-SXM4-80GB is an A100, but an L40 no L4.
+    words = set() if gpu is None else set(gpu.replace("-", " ").split())
+    known = next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name.split())), None)
     return known, "data sheet" if known is not None else "unknown; give --peak_tflops"
 
 

@@ -138,13 +138,18 @@ def refuse_full_disk(folder: Path, num_images: int) -> None:
         Unavailable: They would.
     """
     free = os.statvfs(folder)
-    num_bytes = num_images * max(free.f_frsize, 1024)
     # Some file systems count no inodes.
-    if (free.f_files and num_images > free.f_favail / 2) or num_bytes > shutil.disk_usage(folder).free / 2:
+    num_inodes = free.f_favail if free.f_files else math.inf
+    if not fits(num_images, block_bytes=free.f_frsize, num_inodes=num_inodes, num_bytes=shutil.disk_usage(folder).free):
         raise Unavailable(
             f"{num_images:,} files need more than half of what is free in {folder}: {free.f_favail:,} inodes and "
             f"{shutil.disk_usage(folder).free / 1e9:.1f} GB; name another place with --work, or give --most_images."
         )
+
+
+def fits(num_images: int, *, block_bytes: int, num_inodes: float, num_bytes: int) -> bool:
+    """Whether files of a block each take no more than half of the free inodes and bytes."""
+    return num_images <= num_inodes / 2 and num_images * max(block_bytes, 1024) <= num_bytes / 2
 
 
 def summary(axis: str, grown: Grown) -> dict[str, object]:

@@ -5,8 +5,9 @@
 
 ResNet-50 with random weights, 224 pixels, batch 16, bfloat16, the same JPEG files for all tools, no augmentation.
 `tfbig` is `image_finetune --adapt.mode head`, from reading and checking the files to the end of the 20th epoch, with
-an empty feature cache; `hf` and `keras` are the short scripts that a user would write (`head/`), with the backbone's
-weights frozen. CPU seconds of whole processes on one thread, after the imports, one process after the other.
+an empty feature cache, and with the checkpoints, TensorBoard and records of a run; `hf` and `keras` are the short
+scripts that a user would write (`head/`), without any of these, with the backbone's weights and BatchNorms frozen.
+CPU seconds of whole processes on one thread, after the imports, one process after the other.
 Of a peer two epochs are measured; since all of its epochs but the first are alike, the 20 are taken to cost the first
 and 19 times the second. The last line of stdout is
 {"vs_hf", "vs_keras", "over_features", "seconds", "features_s", "images", "versions", "cores", "seed"}.
@@ -63,10 +64,10 @@ class Found:
         """CPU seconds of all epochs, median over the rounds; None where there is nothing."""
         if tool in self.absent or tool not in self.answers:
             return None
-        return statistics.median(whole(answer) for answer in self.answers[tool])
+        return statistics.median(all_epochs_s(answer) for answer in self.answers[tool])
 
 
-def whole(answer: dict) -> float:
+def all_epochs_s(answer: dict) -> float:
     """CPU seconds of all epochs: measured, or the first and the others by the second."""
     return answer["total_s"] if "total_s" in answer else answer["first_s"] + (NUM_EPOCHS - 1) * answer["next_s"]
 
@@ -110,7 +111,7 @@ def measure(args: argparse.Namespace) -> Found:
                     continue
                 try:
                     found.answers.setdefault(name, []).append(answer := run(name, Path(folder), args))
-                    logger.info("%s: %.1f s of CPU time for %d epochs", name, whole(answer), NUM_EPOCHS)
+                    logger.info("%s: %.1f s of CPU time for %d epochs", name, all_epochs_s(answer), NUM_EPOCHS)
                 except Unavailable as why:
                     found.absent[name] = str(why)
     return found

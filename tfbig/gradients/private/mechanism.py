@@ -31,6 +31,8 @@ Accountant: TypeAlias = Literal["pld", "rdp"]
 Adjacency: TypeAlias = Literal["add_or_remove_one", "replace_special"]
 Sampling: TypeAlias = Literal["poisson", "shuffle"]
 Noise: TypeAlias = Literal["gaussian", "tree"]
+# Of what noise.py draws from a secret; whatever changes that gets another number. 1 drew each variable by itself.
+NOISE_LAYOUT = 2
 
 
 @dataclass(frozen=True)

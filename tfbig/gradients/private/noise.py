@@ -3,11 +3,12 @@
 Independent Gaussian noise a step for DP-SGD (Abadi et al. 2016, arXiv 1607.00133), or noise whose running sum
 follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used by rule.py.
 
-Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under
-a key made of the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and
-the position within a draw into the lower. Small variables are drawn together, under the first one's number. A resumed
-run draws for each step what the interrupted one drew, or would have drawn, with XLA and without. What the generator and
-floating-point numbers do not protect from is in docs/privacy.md.
+Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under a key
+made of the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and the
+position within a draw into the lower. Small variables are drawn together, under the first one's number. A resumed run
+draws for each step what the interrupted one drew, or would have drawn, with XLA and without; a change of what is drawn
+needs another mechanism.NOISE_LAYOUT, so that a run of before does not go on with it. What the generator and floating-
+point numbers do not protect from is in docs/privacy.md.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfbig.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, RuntimeConfig, TrainConfig
 from tfbig.data.splits import DataSpec
@@ -48,8 +50,17 @@ def network(config: RunConfig, spec: DataSpec) -> keras.Model:
     return TASK.build(config, spec)
 
 
-def images(network: keras.Model, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, S, S, 3) made-up images of the size that the network takes, and (N,) labels."""
-    rng = np.random.default_rng(seed)
-    x = rng.random((NUM_IMAGES, *network.input_shape[1:]), np.float32)
-    return x, rng.integers(NUM_CLASSES, size=NUM_IMAGES).astype(np.int32)
+def labels() -> np.ndarray:
+    """(NUM_EXAMPLES,) int32 classes, in turn."""
+    return np.resize(np.arange(NUM_CLASSES, dtype=np.int32), NUM_EXAMPLES)
+
+
+def gather(network: keras.Model, seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What gives the made-up images of the size that a network takes: (B,) int64 indices -> (B, S, S, 3) float32."""
+    x = np.random.default_rng(seed).random((NUM_IMAGES, *network.input_shape[1:]), np.float32)
+
+    def gathered(indices: tf.Tensor) -> tf.Tensor:
+        rows = tf.numpy_function(lambda i: x[i % len(x)], [indices], tf.float32, stateful=False)
+        return tf.ensure_shape(rows, indices.shape + x.shape[1:])
+
+    return gathered

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import keras
-import numpy as np
 import same
 import tensorflow as tf
 from same import arguments
@@ -28,7 +27,7 @@ from tfbig.training.run_directory import open_run
 
 def splits() -> Splits:
     """Labels under as many indices as steps could ask for; the images come when the network says their size."""
-    labels = np.resize(np.arange(same.NUM_CLASSES, dtype=np.int32), same.NUM_EXAMPLES)
+    labels = same.labels()
     empty = Split(fetch=tf.identity, labels=labels, names=range(len(labels)))
     spec = DataSpec(
         features=tf.TensorSpec((None, None, None, 3), tf.float32),
@@ -40,12 +39,7 @@ def splits() -> Splits:
 
 def in_memory(empty: Splits, network: keras.Model, seed: int) -> Splits:
     """The same with the images of a batch gathered at once."""
-    x, _ = same.images(network, seed)
-
-    def gather(indices: tf.Tensor) -> tf.Tensor:
-        rows = tf.numpy_function(lambda i: x[i % len(x)], [indices], tf.float32, stateful=False)
-        return tf.ensure_shape(rows, indices.shape + x.shape[1:])
-
+    gather = same.gather(network, seed)
     split = dataclasses.replace(empty.train, fetch=gather, gather=gather)
     return dataclasses.replace(empty, train=split, test=split)
 

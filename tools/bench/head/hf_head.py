@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import frozen
+import torch
 from hugging_face import Pictures, begin, settings
 from PIL import Image
 from scripts import arguments
@@ -21,13 +22,21 @@ class AtEpochs(TrainerCallback):
         self.times.append(time.process_time())
 
 
+def freeze(network: ResNetForImageClassification) -> None:
+    """Freezes all but the classifier, its norms too: `train()` would have them gather a batch's statistics."""
+    for name, weight in network.named_parameters():
+        weight.requires_grad = name.startswith("classifier")
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.train = lambda mode=True, part=part: torch.nn.Module.train(part, False)  # type: ignore[method-assign]
+
+
 def main() -> None:
     args = arguments(has_work=True)
     begin(args.seed)
     began = time.process_time()
     network = ResNetForImageClassification(ResNetConfig(num_labels=frozen.NUM_CLASSES, downsample_in_bottleneck=True))
-    for name, weight in network.named_parameters():
-        weight.requires_grad = name.startswith("classifier")
+    freeze(network)
     chosen = settings(
         args.work,
         seed=args.seed,

@@ -1,6 +1,7 @@
 """tfbig: `image_finetune --adapt.mode head`: pictures read and checked, features computed once, 20 epochs of the head.
 
-Only the export and the judging on the test split are left out; the feature cache begins empty and is written.
+The training of a real run, with its checkpoints, TensorBoard and records, which the peers' scripts do without; only
+the judging on the test split and the export are left out. The feature cache begins empty and is written.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ args = arguments(has_work=True)
 os.environ["TFBIG_CACHE"] = str(args.work / "cache")
 
 from tfbig.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, RuntimeConfig, TrainConfig  # noqa: E402
-from tfbig.data.splits import batches  # noqa: E402
 from tfbig.pipelines.image_finetune import TASK, ImageOptions  # noqa: E402
 from tfbig.runtime import runtime  # noqa: E402
 from tfbig.training import assembly, features  # noqa: E402
+from tfbig.training.fit import fit  # noqa: E402
+from tfbig.training.run_directory import open_run  # noqa: E402
 
 
 def main() -> None:
@@ -40,14 +42,13 @@ def main() -> None:
         return split
 
     features.extract = timed  # type: ignore[assignment]
-    with runtime(strategy="none", precision="bfloat16", seed=args.seed) as strategy:
+    run = open_run(args.work / "run")
+    with runtime(strategy="none", precision="bfloat16", seed=args.seed) as strategy, run as run_directory:
         began = time.process_time()
         splits = TASK.load(config)
         built = assembly.assemble(TASK, config, splits, strategy)
         num_examples = len(splits.train)
-        built.learner.fit(
-            batches(built.train, built.plan, augment=built.augment), epochs=frozen.NUM_EPOCHS, shuffle=False, verbose=0
-        )
+        fit(built, config, run_directory)
         total = time.process_time() - began
     if "features" not in spent:
         raise ValueError("the features were not cached")
