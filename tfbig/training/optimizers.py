@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
@@ -77,6 +77,18 @@ class _Fused(keras.optimizers.Optimizer):
         self._slow_ids = frozenset(id(variable) for variable in slow)
         self._slow_scale = slow_scale
 
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes what the optimizer remembers.
+
+        Args:
+            variables: What it will train.
+        """
+        if tf.distribute.has_strategy():
+            super().build(variables)
+            return
+        with tf.variable_creator_scope(_of_one_name):
+            super().build(variables)
+
     def exclude_from_weight_decay(
         self, var_list: Iterable[keras.Variable] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
@@ -90,8 +102,9 @@ class _Fused(keras.optimizers.Optimizer):
         self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: tf.Tensor
     ) -> None:
         rate = tf.convert_to_tensor(learning_rate)
-        shared = (rate, rate * self._slow_scale, *self._shared())
-        super()._backend_update_step(grads, trainable_variables, shared)
+        rates = [rate, rate * self._slow_scale]
+        decays = [tf.zeros([]) if not self.weight_decay else each * self.weight_decay for each in rates]
+        super()._backend_update_step(grads, trainable_variables, (*rates, *decays, *self._shared()))
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tuple[tf.Tensor, ...]) -> None:
         """Updates one variable; on several devices the part of it that lies on one.
@@ -99,17 +112,25 @@ class _Fused(keras.optimizers.Optimizer):
         Args:
             gradient: Of the whole batch.
             variable: TensorFlow's own.
-            learning_rate: What all variables of the step share: two rates, and what `_shared` gives.
+            learning_rate: Shared by all variables of the step: two rates, two decays, and what `_shared` gives.
         """
         index = self._get_variable_index(variable)
         whole = id(self._trainable_variables[index])
-        rate, slow_rate, *shared = learning_rate
+        rate, slow_rate, decay, slow_decay, *shared = learning_rate
         if whole in self._slow_ids:
-            rate = slow_rate
+            rate, decay = slow_rate, slow_decay
         if self.weight_decay and whole not in self._undecayed_ids:
-            variable.assign_sub(variable * (rate * self.weight_decay))
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.handle, alpha=decay, delta=tf.convert_to_tensor(variable)
+            )
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         self._update(variable, index, gradient, rate, *shared)
+
+
+def _of_one_name(create: Callable[..., tf.Variable], **settings: object) -> tf.Variable:
+    """A variable whose name TensorFlow has seen: it makes a kernel for each new one, in 0.4 ms. Keras keeps its own."""
+    # The slash leaves out the scopes around it.
+    return create(**{**settings, "name": "optimizer_state/"})
 
 
 class FusedAdamW(_Fused, keras.optimizers.AdamW):
