@@ -100,6 +100,21 @@ def test_seeds_of_any_size_count_in_full() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_each_trial_draws_from_its_own_number_also_where_settings_may_repeat() -> None:
+    """What a private search promises needs draws that are independent: neither alike nor told what others drew."""
+    independent = Oracle("random", SPACE, max_trials=30, max_epochs=9, seed=0, may_repeat=True)
+    drawn = [independent.ask() for _ in range(30)]
+    assert len({json.dumps(values) for values in drawn}) == 30
+    # In a space this large nothing repeats by chance, so that settings that may not are drawn alike.
+    plain = _oracle("random")
+    assert drawn == [plain.ask() for _ in range(30)]
+    small = Oracle(
+        "random", (Parameter("model.hidden_units", "choice", (None, 64)),), max_trials=9, max_epochs=9, seed=0,
+        may_repeat=True,
+    )  # fmt: skip
+    assert len([values for values in (small.ask() for _ in range(9)) if values is not None]) == 9
+
+
 def test_another_seed_draws_others_and_zero_is_a_seed() -> None:
     draws = [Oracle("random", SPACE, max_trials=3, max_epochs=9, seed=seed).ask() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
