@@ -29,7 +29,9 @@ pathlib.Path(sys.argv[1]).touch()
 time.sleep(15)
 """
 _LAUNCHER = """
-import sys
+import signal, sys
+# The tests may be run by nohup, whose children ignore it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from tfbig.launch import Member, run
 sys.exit(run([Member(name, [sys.executable, "-c", sys.argv[1], name], {}) for name in ("a", "b")]))
 """

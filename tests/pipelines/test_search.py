@@ -169,11 +169,14 @@ def test_two_workers_run_each_trial_once_and_a_killed_ones_again(tmp_path: Path)
               "--export.dir", "served"]  # fmt: skip
     process = _started(launch, tmp_path)
     journal = tmp_path / "shared" / "trials" / "journal.jsonl"
-    while _trials_told(tmp_path / "shared") < 2 and process.poll() is None:
-        time.sleep(0.05)
-    begun = [json.loads(line) for line in journal.read_text().splitlines()]
-    ended = {line["trial"] for line in begun if line["event"] == "end"}
-    running = [line for line in begun if line["event"] == "begin" and line["trial"] not in ended]
+    running: list[dict] = []
+    while not running and process.poll() is None:
+        time.sleep(0.02)
+        begun = [json.loads(line) for line in journal.read_text().split("\n")[:-1]] if journal.exists() else []
+        ended = {line["trial"] for line in begun if line["event"] == "end"}
+        if len(ended) >= 2:
+            # At this moment none may be running.
+            running = [line for line in begun if line["event"] == "begin" and line["trial"] not in ended]
     os.kill(running[-1]["process"], signal.SIGKILL)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import hashlib
@@ -92,6 +93,8 @@ def run(task: Task, config: RunConfig) -> Outcome:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("tfbig").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    # Once all is said, a second signal must not take the place of the exit code.
+    atexit.register(_ignore_signals)
     # Before TensorFlow is loaded, so that a mistake in TF_CONFIG or a missing worker is said without it.
     workers = workers_of(config)
     if workers is not None and config.tune.is_search:
@@ -229,6 +232,11 @@ def _dotted_config(task: Task, config: RunConfig) -> dict[str, object]:
     tree = yaml.safe_load(to_yaml(task, config))
     tree.pop("job")
     return dotted(tree)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
