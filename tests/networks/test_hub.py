@@ -201,7 +201,10 @@ images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
 def trained(path, strategy):
     with strategy.scope():
         inputs = keras.Input((8, 8, 3))
-        network = InferenceModel(inputs, HubLayer(path, trainable=True)(inputs))
+        layer = HubLayer(path, trainable=True)
+        network = InferenceModel(inputs, layer(inputs))
+        # A worker that reads one waits for no other.
+        assert all(v.value.synchronization != tf.VariableSynchronization.ON_READ for v in layer.variables)
         network.compile(keras.optimizers.SGD(0.1), "mse")
     before = network.predict(images, verbose=0)
     network.fit(images, np.ones((8, 4), np.float32), batch_size=4, epochs=2, shuffle=False, verbose=0)

@@ -155,9 +155,21 @@ def _load(path: str, *, trust: bool) -> tf.Module:
             "its author."
         )
     try:
-        return tf.saved_model.load(path)
+        with tf.variable_creator_scope(_read_alone):
+            return tf.saved_model.load(path)
     except (OSError, ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
         raise EnvironmentFault(f"The SavedModel at {path} cannot be loaded ({error}); fetch it again.") from error
+
+
+def _read_alone(create: Callable[..., tf.Variable], **settings: object) -> tf.Variable:
+    """A variable that each worker reads by itself, as Keras 3's are.
+
+    Averages are saved as the kind that all replicas sum up when one reads it: a chief that writes them down would wait
+    for workers that do not.
+    """
+    if settings.get("synchronization") == tf.VariableSynchronization.ON_READ:
+        settings["synchronization"] = tf.VariableSynchronization.AUTO
+    return create(**settings)
 
 
 def _choose_signature(module: tf.Module, wanted: str | None, path: str) -> str | None:
