@@ -160,6 +160,21 @@ def test_a_stranger_on_the_port_is_no_worker() -> None:
     _end(*met)
 
 
+def test_a_stranger_that_talks_without_end_holds_the_chief_up_no_longer_than_the_wait() -> None:
+    addresses, began = _addresses(2), time.monotonic()
+    port = int(addresses[0].split(":")[1])
+    with ThreadPoolExecutor(1) as pool:
+        chief = pool.submit(meet, Cluster(addresses, 0), SETTINGS, timeout_s=2)
+        while time.monotonic() - began < 2 and not chief.done():
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1) as stranger:
+                while not chief.done() and time.monotonic() - began < 15:
+                    stranger.sendall(b" ")
+                    time.sleep(0.05)
+        with pytest.raises(WorkerLost, match="did not come"):
+            chief.result()
+    assert time.monotonic() - began < 6
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.socket() as server:
         server.bind(("", 0))

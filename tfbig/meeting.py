@@ -20,6 +20,8 @@ from tfbig.team import Message, Team, Workers
 _RETRY_S = 0.2
 # The chief gives up first, and says who is missing.
 _LONGER_THAN_CHIEF_S = 20.0
+# For a worker to say who it is. A stranger that says nothing, or little by little, holds the others up no longer.
+_GREETING_S = 10.0
 
 
 def meet(
@@ -81,7 +83,7 @@ def _gathered(
         except TimeoutError:
             refusal = _missing(cluster, sorted(wanted - set(peers)), timeout_s)
             break
-        greeting = _greeting(peer)
+        greeting = _greeting(peer, min(deadline, time.monotonic() + _GREETING_S))
         index = greeting.get("worker")
         if type(index) is not int or index not in wanted:
             peer.close()
@@ -98,19 +100,19 @@ def _gathered(
     return peers
 
 
-def _greeting(peer: socket.socket) -> Message:
+def _greeting(peer: socket.socket, deadline: float) -> Message:
     """The first line of a connection; empty where it is not from a worker."""
-    peer.settimeout(10.0)
     try:
-        return _read_line(peer)
+        return _read_line(peer, deadline)
     except (OSError, ValueError):
         return {}
 
 
-def _read_line(peer: socket.socket) -> Message:
-    """One message, and not a byte of what follows it."""
+def _read_line(peer: socket.socket, deadline: float) -> Message:
+    """One message, and not a byte of what follows it, by a time of the monotonic clock."""
     line = bytearray()
     while not line.endswith(b"\n"):
+        peer.settimeout(max(deadline - time.monotonic(), 0.001))
         byte = peer.recv(1)
         if not byte or len(line) > 2**20:
             raise OSError("the connection ended")
@@ -127,8 +129,7 @@ def _joined(cluster: Cluster, ours: Mapping[str, dict], deadline: float, timeout
         try:
             peer = socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_S * 5)
             peer.sendall(greeting)
-            peer.settimeout(deadline - time.monotonic() + _LONGER_THAN_CHIEF_S)
-            answer = _read_line(peer)
+            answer = _read_line(peer, deadline + _LONGER_THAN_CHIEF_S)
         except (OSError, ValueError):
             # Not there yet, or TensorFlow's server of an earlier run.
             time.sleep(_RETRY_S)
