@@ -21,6 +21,7 @@ LAYERS = (
     ("objectives",),
     ("gradients",),
     ("training",),
+    ("search",),
     ("evaluation",),
     ("serving",),
     ("pipelines",),

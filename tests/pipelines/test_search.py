@@ -14,8 +14,8 @@ import pytest
 
 from tfbig.pipelines._main import main
 from tfbig.pipelines.image_finetune import TASK
+from tfbig.search.trials import MAX_DEATHS
 from tfbig.training.run_directory import open_run
-from tfbig.training.tune import MAX_DEATHS
 
 SMALL = ["--adapt.mode", "head", "--data.limit", "150", "--data.batch_size", "32", "--train.epochs", "3"]
 SPACE = ["--tune.space", "{train.learning_rate: {log: [1e-3, 1e-1]}, options.label_smoothing: {choice: [0, 0.1]}}"]

@@ -15,7 +15,7 @@ import pytest
 
 from tfbig.pipelines._main import main
 from tfbig.pipelines.image_finetune import TASK
-from tfbig.training.journal import NAME
+from tfbig.search.journal import NAME
 
 SPACE = ["--adapt.mode", "head", "--tune.space.train.learning_rate.log", "[1e-3, 1e-1]"]
 # A worker of this job never comes so far as to import TensorFlow.

@@ -12,7 +12,7 @@ from tfbig.pipelines._command_line import parse
 from tfbig.pipelines._main import main
 from tfbig.pipelines._search_space import check_search
 from tfbig.pipelines.image_finetune import TASK
-from tfbig.training import private_search
+from tfbig.search import privacy
 
 PUBLIC = [
     "--adapt.mode", "head", "--data.limit", "200", "--data.batch_size", "64", "--train.epochs", "1",
@@ -30,7 +30,7 @@ def test_a_private_search_promises_one_epsilon_and_charges_it_once(
     tuner: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that it is short: the law of the draw itself is tested elsewhere.
-    monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 3)
+    monkeypatch.setattr(privacy, "draw_num_trials", lambda mean: 3)
     run, ledger = tmp_path / "search", tmp_path / "ledger.json"
     arguments = [*PRIVATE, "--tune.tuner", tuner, "--tune.max_trials", "2", "--run_dir", str(run),
                  "--dp.ledger", str(ledger), "--dp.ledger_epsilon", "20"]  # fmt: skip
@@ -71,7 +71,7 @@ def test_a_private_search_promises_one_epsilon_and_charges_it_once(
     # Interrupted before its end, it goes on as the same search: the same number of trials, the same charge.
     status = _json(run / "status.json")
     (run / "status.json").write_text(json.dumps({"state": "interrupted", "started": status["started"]}))
-    monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 9)
+    monkeypatch.setattr(privacy, "draw_num_trials", lambda mean: 9)
     assert main(TASK, arguments) == 0
     assert _json(ledger)["datasets"] == [dataset]
     assert len(_json(run / "search.json")["trials"]) == len(search["trials"])
@@ -103,7 +103,7 @@ def test_a_search_that_is_refused_anew_leaves_the_old_one(tmp_path: Path, capsys
 
 @pytest.mark.slow
 def test_failed_private_trials_keep_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_search, "draw_num_trials", lambda mean: 6)
+    monkeypatch.setattr(privacy, "draw_num_trials", lambda mean: 6)
     run = tmp_path / "search"
     decay = ["--train.learning_rate", "1", "--tune.space.train.weight_decay.choice", "[0.001, 1e30]"]
     decay += ["--tune.space.train.learning_rate", "null", "--train.epochs", "3"]
@@ -133,7 +133,7 @@ def test_an_accountant_that_a_search_would_not_use_is_refused(words: list[str], 
     for given in ([], ["--dp.accountant", used]):
         config = parse(TASK, [*arguments, *given])
         check_search(TASK, config)
-        assert private_search.plan(config, num_examples=200).selection.accountant == config.dp.accountant == used
+        assert privacy.plan(config, num_examples=200).selection.accountant == config.dp.accountant == used
     other = "pld" if used == "rdp" else "rdp"
     with pytest.raises(UsageError, match=f"counted by {used}.*got --dp.accountant {other}; leave it out"):
         check_search(TASK, parse(TASK, [*arguments, "--dp.accountant", other]))

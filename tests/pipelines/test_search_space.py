@@ -11,8 +11,8 @@ from tfbig.errors import UsageError
 from tfbig.pipelines._command_line import parse, to_yaml
 from tfbig.pipelines._search_space import check_search, parameters
 from tfbig.pipelines.image_finetune import TASK
+from tfbig.search.space import Parameter, with_values
 from tfbig.training.conflicts import check_conflicts
-from tfbig.training.space import Parameter, with_values
 
 RATE = ["--tune.max_trials", "5", "--tune.space.train.learning_rate.log", "[1e-5, 1e-2]"]
 

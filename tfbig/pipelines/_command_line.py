@@ -23,8 +23,8 @@ from jsonargparse import ArgumentParser, Namespace
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
 from tfbig.recipes import dotted, find_recipe, read_recipe, read_value
+from tfbig.search.space import KINDS
 from tfbig.suggest import closest
-from tfbig.training.space import KINDS
 from tfbig.training.task import Task
 
 _WIDTH = 120

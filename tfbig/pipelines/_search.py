@@ -3,7 +3,7 @@
 Each trial is a run directory under `trials/`, trained by the same code as any run and judged on the validation split.
 The network of the best one, as its trial trained it, becomes the search's: training it again would give the same
 weights, for a run is a function of its configuration. Only that network sees the test split.
-Several processes may do this in one folder (_search_workers.py); training/tune.py divides the trials among them.
+Several processes may do this in one folder (_search_workers.py); search/trials.py divides the trials among them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._runtime import runtime_of
 from tfbig.pipelines._search_space import parameters
 from tfbig.pipelines._stages import Outcome, conclude, refuse_other_data, trained
+from tfbig.search.journal import has_begun
+from tfbig.search.space import with_values
 from tfbig.training.conflicts import check_conflicts
-from tfbig.training.journal import has_begun
 from tfbig.training.run_directory import RunDirectory, now, open_run
-from tfbig.training.space import with_values
 from tfbig.training.task import Task
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tfbig.data.splits import Split, Splits
+    from tfbig.search.privacy import PrivateSearch
+    from tfbig.search.trials import Trial, Trials
     from tfbig.training.assembly import Assembly
-    from tfbig.training.private_search import PrivateSearch
-    from tfbig.training.tune import Trial, Trials
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,9 @@ def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int
         UsageError: There is no validation split.
         DivergedError: All trials failed.
     """
-    from tfbig.training import private_search, private_state
-    from tfbig.training.tune import planned
+    from tfbig.search import privacy
+    from tfbig.search.trials import planned
+    from tfbig.training import private_state
 
     splits = task.load(config)
     if splits.validation is None:
@@ -87,7 +88,7 @@ def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int
         _write_down(task, config, run_directory)
     if number == 0:
         run_directory.write_json("data_manifest.json", dict(splits.manifest))
-    common = config if private is None else private_search.trial_config(config, private)
+    common = config if private is None else privacy.trial_config(config, private)
     trials = trials_of(task, config, run_directory, private)
     run_trials(task, common, trials, splits)
     if number > 0:
@@ -100,7 +101,7 @@ def work(task: Task, config: RunConfig, run_directory: RunDirectory, number: int
     run_directory.write_json("search.json", _summary(task, config, trials))
     if private is not None and trials.best is not None:
         path = run_directory.path / "trials" / trials.best.name
-        promise = private_search.record_of(private, RunDirectory(path).read_json("dp.json"), ledger=config.dp.ledger)
+        promise = privacy.record_of(private, RunDirectory(path).read_json("dp.json"), ledger=config.dp.ledger)
         run_directory.write_json("dp.json", promise)
     return _concluded(task, common, run_directory, trials, splits, None if private is None else private.epsilon)
 
@@ -132,18 +133,18 @@ def _write_down(task: Task, config: RunConfig, run_directory: RunDirectory) -> N
 def _planned_privacy(config: RunConfig, run_directory: RunDirectory, splits: Splits) -> PrivateSearch:
     """What a private search decides before its first trial, charged to its dataset's budget."""
     from tfbig.data.sources import resolved
-    from tfbig.training import private_search
+    from tfbig.search import privacy
+    from tfbig.search.trials import planned
     from tfbig.training.fit import ledger_path
-    from tfbig.training.tune import planned
 
     def draw() -> dict[str, object]:
-        return private_search.plan(config, num_examples=splits.spec.num_train).to_json()
+        return privacy.plan(config, num_examples=splits.spec.num_train).to_json()
 
     def charge(plan: dict[str, object]) -> None:
         path = ledger_path(config)
         if path is not None:
-            private_search.charge(
-                private_search.from_json(plan),
+            privacy.charge(
+                privacy.from_json(plan),
                 path,
                 run_dir=run_directory.path.resolve(),
                 dataset=resolved(config.data.source),
@@ -156,7 +157,7 @@ def _planned_privacy(config: RunConfig, run_directory: RunDirectory, splits: Spl
         charge(plan)
     else:
         plan = planned(run_directory.path / "trials", draw, charge)
-    found = private_search.from_json(plan)
+    found = privacy.from_json(plan)
     noise = found.selection.mechanism.noise_multiplier
     log.info("a private search: epsilon %.4g as a whole, noise multiplier %.5g", found.epsilon, noise)
     return found
@@ -166,7 +167,7 @@ def trials_of(
     task: Task, config: RunConfig, run_directory: RunDirectory, private: PrivateSearch | None
 ) -> Trials:
     """The trials of a search, as far as they are written down; `private` says how many, and from what seed."""
-    from tfbig.training.tune import Trials
+    from tfbig.search.trials import Trials
 
     return Trials(
         run_directory.path / "trials",

@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from tfbig.config import RunConfig, TuneConfig
 from tfbig.errors import UsageError
 from tfbig.pipelines._command_line import Flag, checked_value, flags, nearest_flag
-from tfbig.suggest import nearest
-from tfbig.training.conflicts import check_conflicts
-from tfbig.training.space import (
+from tfbig.search.space import (
     KINDS,
     Kind,
     Parameter,
@@ -24,6 +22,8 @@ from tfbig.training.space import (
     num_settings,
     with_values,
 )
+from tfbig.suggest import nearest
+from tfbig.training.conflicts import check_conflicts
 from tfbig.training.task import Task
 
 # What decides which examples there are: trials must be judged on the same.

@@ -1,7 +1,7 @@
 """`python -m tfbig launch --tune --workers N JOB ...`: a search in N processes of this machine.
 
 The launcher starts the job's own command N times and holds the search's folder. The workers divide the trials among
-them (training/tune.py); the first one concludes the search. A worker that is killed is started again, and whoever is
+them (search/trials.py); the first one concludes the search. A worker that is killed is started again, and whoever is
 first runs its trial again from its last checkpoint. Workers end when the launcher does, however it does.
 Imports no TensorFlow.
 """
@@ -30,7 +30,7 @@ from tfbig.errors import (
     UsageError,
 )
 from tfbig.pipelines._processes import devices_of_workers, job_module, signals_noted, started
-from tfbig.training.journal import NAME as JOURNAL
+from tfbig.search.journal import NAME as JOURNAL
 from tfbig.training.run_directory import RunDirectory
 from tfbig.training.task import Task
 

@@ -5,7 +5,7 @@ released, costs two to three times one trial, however many there are (Liu and Ta
 arXiv 2110.03620; dp-accounting's RepeatAndSelectDpEvent, shape 1). Geometric, and not Poisson, because there is always
 a trial and the bound is smaller; the price is that one search in twenty runs three times the mean. The theorem needs
 trials that do not look at each other, so what Hyperband and Bayesian search do is composed in full.
-In the tree: above accounting.py; used by training/private_search.py. Imports no TensorFlow.
+In the tree: above accounting.py; used by search/privacy.py. Imports no TensorFlow.
 """
 
 from __future__ import annotations

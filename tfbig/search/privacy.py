@@ -1,7 +1,7 @@
 """The privacy of a search as a whole: its noise, how many trials it has, what it promises, and its charge.
 
-A private run's own promise (privacy.py) is about one run; a search releases the best of several. In the tree: above
-gradients/private/selection.py; used by pipelines/_search.py. Imports no TensorFlow.
+A private run's own promise (training/privacy.py) is about one run; a search releases the best of several.
+In the tree: above gradients/private/selection.py; used by pipelines/_search.py. Imports no TensorFlow.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tfbig.errors import EnvironmentFault, GateError, UsageError
-from tfbig.training.journal import NAME, Journal, has_begun
-from tfbig.training.oracle import Oracle
-from tfbig.training.space import Parameter, hyperband_bracket
-from tfbig.training.tune import MAX_DEATHS, Trials, planned
+from tfbig.search.journal import NAME, Journal, has_begun
+from tfbig.search.oracle import Oracle
+from tfbig.search.space import Parameter, hyperband_bracket
+from tfbig.search.trials import MAX_DEATHS, Trials, planned
 
 SPACE = (
     Parameter("train.learning_rate", "log", (1e-4, 1e-1)),

@@ -4,7 +4,7 @@ It alone says what has happened: who reads it from its beginning knows all that 
 killed at any moment goes on, and workers need no server between them. A line is written at once and flushed to the
 disk under a lock of the kernel's (flock), which ends with the process that holds it; what a kill leaves of a line is
 cut off by the next writer.
-In the tree: below tune.py. Imports no TensorFlow.
+In the tree: below trials.py. Imports no TensorFlow.
 """
 
 from __future__ import annotations

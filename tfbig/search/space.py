@@ -1,6 +1,6 @@
 """The space of a search: which settings are drawn, and from what. Imports no TensorFlow.
 
-In the tree: below tune.py, which draws from it; pipelines/_search_space.py reads it from the configuration.
+In the tree: below trials.py, which draws from it; pipelines/_search_space.py reads it from the configuration.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ What is proposed for a trial depends on the search's seed, the trial's number an
 nothing else: an oracle that is told the same again, in the same order, proposes the same, so a search that was
 interrupted goes on as one that was not. (KerasTuner's own state on the disk leaves out the generator of its Bayesian
 search, and is not written whole or not at all.)
-In the tree: below tune.py. Imports Keras, and so TensorFlow.
+In the tree: below trials.py. Imports Keras, and so TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner import oracles
 
-from tfbig.training.space import Parameter, Value
+from tfbig.search.space import Parameter, Value
 
 Tuner: TypeAlias = Literal["random", "hyperband", "bayesian"]
 

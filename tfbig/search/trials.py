@@ -4,7 +4,7 @@ KerasTuner's oracles say which settings to try next; the journal remembers it. E
 its own and brings it to the journal's state before it asks it anything, so there is no server, and nobody waits for a
 process that died: a trial belongs to whoever holds its folder's lock, and one without an end and without an owner
 is run again. (KerasTuner's own chief waits for the name of a killed worker to come back, for ever.)
-In the tree: above journal.py and oracle.py, beside fit.py, which trains each trial; pipelines/_search.py is the loop.
+In the tree: above journal.py and oracle.py; pipelines/_search.py is the loop, and training/fit.py trains each trial.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tfbig.errors import TfbigError, UsageError
+from tfbig.search.journal import Journal
+from tfbig.search.oracle import Oracle, Tuner
+from tfbig.search.space import Parameter, Value
 from tfbig.training import checkpoints
-from tfbig.training.journal import Journal
-from tfbig.training.oracle import Oracle, Tuner
 from tfbig.training.run_directory import RunDirectory, RunInUse, open_run
-from tfbig.training.space import Parameter, Value
 
 State: TypeAlias = Literal["begun", "done", "failed"]
 
