@@ -1,6 +1,7 @@
 """The shape of the tree: imports point one way, and what must answer at once imports nothing heavy."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,15 @@ def test_imports_point_one_way(project_root: Path) -> None:
         module = ".".join(path.relative_to(project_root).with_suffix("").parts)
         wrong += [f"{module} imports {name}" for name in _imports(path) if _layer(name) > _layer(module)]
     assert not wrong
+
+
+def test_a_wheel_would_hold_every_room(project_root: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(project_root / "setup.cfg")
+    rooms = {
+        ".".join(path.parent.relative_to(project_root).parts) for path in (project_root / "tfbig").rglob("__init__.py")
+    }
+    assert rooms == {name for name in setup["options"]["packages"].split() if not name.startswith("tfbig._")}
 
 
 @pytest.mark.parametrize(
