@@ -73,8 +73,44 @@ def test_a_search_is_runs_of_their_own_and_its_best_is_judged_alone(
     capsys.readouterr()
     assert main(TASK, arguments) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
-    assert main(TASK, [*arguments, "--tune.max_trials", "4"]) == 2
+    assert main(TASK, [*arguments, "--tune.max_trials", "2"]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_more_trials_are_the_same_search_but_not_of_a_private_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*SMALL, *SPACE, "--data.limit", "60", "--train.epochs", "1"]
+    private = ["--dp.target_epsilon", "8", "--dp.delta", "1e-3"]
+    for number, flags in enumerate(([], [], private, private)):
+        assert main(TASK, [*arguments, *flags, "--tune.max_trials", str(1 + number % 2)]) == 0
+    folders = [json.loads(line)["run_dir"] for line in capsys.readouterr().out.splitlines()]
+    assert folders[0] == folders[1]
+    assert len({*folders[1:]}) == 3
+
+
+@pytest.mark.parametrize(
+    # A Bayesian search draws its first six at random.
+    ("tuner", "num_trials"), [("random", 4), pytest.param("bayesian", 8, marks=pytest.mark.slow)]
+)
+def test_a_search_that_takes_more_trials_equals_one_that_asked_for_them_at_once(
+    tmp_path: Path, tuner: str, num_trials: int
+) -> None:
+    arguments = [*SMALL, *SPACE, "--tune.tuner", tuner, "--data.limit", "80", "--train.epochs", "2"]
+    grown = [*arguments, "--export.dir", str(tmp_path / "served"), "--run_dir", str(tmp_path / "grown")]
+    assert main(TASK, [*grown, "--tune.max_trials", "2"]) == 0
+    assert main(TASK, [*grown, "--tune.max_trials", str(num_trials)]) == 0
+    assert main(TASK, [*arguments, "--run_dir", str(tmp_path / "whole"), "--tune.max_trials", str(num_trials)]) == 0
+    ends = {name: _ends(tmp_path / name) for name in ("grown", "whole")}
+    assert len(ends["grown"]) == num_trials
+    assert [end["score"] for end in ends["grown"].values()] == [end["score"] for end in ends["whole"].values()]
+    best = {name: json.loads((tmp_path / name / "search.json").read_text())["best"] for name in ends}
+    assert best["grown"] == best["whole"]
+    assert all(
+        np.array_equal(a, b) for a, b in zip(_weights(tmp_path / "grown"), _weights(tmp_path / "whole"), strict=True)
+    )
+    assert sorted(path.name for path in (tmp_path / "served").iterdir() if path.name.isdecimal()) == ["1", "2"]
 
 
 def test_a_trial_that_diverges_fails_and_the_search_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

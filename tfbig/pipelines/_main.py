@@ -36,6 +36,7 @@ from tfbig.training.task import Task
 
 # Of all settings the one that has no influence on a run's result.
 _WAITING = "runtime.start_timeout_s"
+_TRIALS = "tune.max_trials"
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +188,12 @@ def _path_of(task: Task, config: RunConfig) -> Path:
 
 def _run_name(task: Task, config: RunConfig) -> str:
     """Tells configurations apart, so that the same command finds its own run."""
-    left_out = ("run_dir", "resume", "export.dir", _WAITING, *(() if config.tune.is_search else ("tune.",)))
-    same = {name: value for name, value in flatten(config).items() if not name.startswith(left_out)}
+    left_out = ["run_dir", "resume", "export.dir", _WAITING]
+    if not config.tune.is_search:
+        left_out.append("tune.")
+    elif _may_grow(config):
+        left_out.append(_TRIALS)
+    same = {name: value for name, value in flatten(config).items() if not name.startswith(tuple(left_out))}
     digest = hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=4).hexdigest()
     source = "".join(c if c.isalnum() else "-" for c in config.data.source.rstrip("/").split(":")[-1].split("/")[-1])
     return f"{task.name}-{source[:40] or 'data'}-{digest}"
@@ -207,12 +212,18 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
     here = {name: str(value) for name, value in _dotted_config(task, config).items()}
     export_there, export_here = there.pop("export.dir", None), here.pop("export.dir", None)
     here.pop(_WAITING)
+    had = there.get(_TRIALS, "")
+    grows = _may_grow(config) and had.isdecimal() and int(had) < int(here[_TRIALS])
+    if grows:
+        here.pop(_TRIALS)
     changed = [f"{name} ({there.get(name)} there, {here[name]} here)" for name in here if here[name] != there.get(name)]
     if changed:
         raise UsageError(
             f"{run_directory.path} holds a run with other settings: {', '.join(changed[:3])}; choose another "
             "--run_dir, or train it anew with --resume never."
         )
+    if grows:
+        return None
     status = run_directory.read_json("status.json")
     result = status.get("result")
     whole = isinstance(result, dict) and set(result) == {"run_dir", "export", "metrics", "epsilon"}
@@ -222,6 +233,14 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
         return None
     is_there = result["export"] is None or Path(str(result["export"])).exists()
     return (result, exit_codes[state]) if is_there else None
+
+
+def _may_grow(config: RunConfig) -> bool:
+    """Whether a search takes more trials once it has begun: what is tried next never depends on how many there are.
+
+    A private one draws or charges for their number before the first.
+    """
+    return config.tune.is_search and not config.dp.is_private
 
 
 def _dotted_config(task: Task, config: RunConfig) -> dict[str, object]:
