@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     class_names = _class_names(path, found)
     unreadable = [name.encode(errors="backslashreplace").decode() for name in class_names if not name.isprintable()]
     if unreadable:
-        raise DataError(f"folder:{path} has class folders whose names are not plain UTF-8 text: {quoted(unreadable)}.")
+        raise DataError(
+            f"folder:{path} has class folders whose names are not one line of plain UTF-8 text: {quoted(unreadable)}; "
+            "rename them."
+        )
     splits, start = {}, len(os.path.join(root, ""))
     for role, classes in found.items():
         names = [path[start:] for name in class_names for path in classes.get(name, [])]
@@ -134,7 +138,11 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
     table = tf.constant([os.fsencode(os.path.join(directory, name)) for name in names], tf.string, shape=[len(names)])
 
     def payload(index: int) -> bytes:
-        return Path(directory, names[index]).read_bytes()
+        path = Path(directory, names[index])
+        # A pipe would be waited for, and a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and no file")
+        return path.read_bytes()
 
     return Split(lambda i: tf.io.read_file(tf.gather(table, i)), labels, names, payload)
 
