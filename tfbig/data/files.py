@@ -20,6 +20,7 @@ from tfbig.data.images import EXTENSIONS
 from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
+from tfbig.paths import expanded
 from tfbig.suggest import nearest
 
 # What operating systems leave in folders that people zip and share.
@@ -42,7 +43,7 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     Raises:
         DataError: No such folder, no images, no class folders, a class folder without images.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.is_dir():
         raise DataError(f"folder: expected a folder of images, but {path} {_what(root)}; give folder:PATH.")
     roles = _split_folders(root, split_names)
@@ -98,7 +99,7 @@ def read_csv(
         DataError: No such file, a missing column, an empty path or label, an unknown split.
     """
     rows = _rows(path, (path_column, label_column))
-    base = Path(directory).expanduser() if directory else Path(path).expanduser().parent
+    base = expanded(directory) if directory else expanded(path).parent
     if not base.is_dir():
         raise DataError(f"--data.dir is where the CSV's paths start, but {base} {_what(base)}.")
     cells = [row[label_column] for row in rows]
@@ -239,7 +240,7 @@ def _class_names(path: str, found: Mapping[str, Mapping[str, list[str]]]) -> tup
 
 def _rows(path: str, needed: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file, cells stripped and never None."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"csv: expected a CSV file, but {path} {kind}; give csv:PATH.")

@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
+from tfbig.paths import expanded
 from tfbig.recipes import dotted, find_recipe, read_recipe, read_value
 from tfbig.search.space import KINDS
 from tfbig.suggest import closest
@@ -229,7 +230,7 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
             recipes.append(find_recipe(value))
             continue
         if name == "resume" and value not in ("auto", "never"):
-            resumed = [_stored_config(Path(value).expanduser())]
+            resumed = [_stored_config(expanded(value))]
             given.insert(0, f"--run_dir={value}")
         given.append(f"--{name}={value}")
     if resumed and len({word for word in given if word.startswith("--run_dir=")}) > 1:
