@@ -108,8 +108,9 @@ def checked_value(task: Task, name: str, value: object) -> str | int | float | b
         UsageError: It is of another type.
     """
     flag = next(flag for flag in flags(task) if flag.name == name)
-    if isinstance(value, list | dict):
-        raise UsageError(f"--{name} must be {flag.kind}, got {value!r}.")
+    if not isinstance(value, str | int | float | None):
+        # A list, or what YAML takes for a date.
+        raise UsageError(f"--{name} must be {flag.kind}, got {str(value)!r}.")
     return _parsed([flag], [f"--{name}={_as_text(value)}"])[name]
 
 
