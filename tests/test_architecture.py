@@ -14,8 +14,8 @@ from tfbig.resources import recipe_paths
 # From the foundation up; a module imports its own layer and those before it.
 LAYERS = (
     (
-        "__init__", "__version__", "cache_folder", "config", "errors", "resources", "suggest", "recipes", "startup",
-        "heap", "hardware", "cluster", "team", "meeting", "runtime",
+        "__init__", "__version__", "cache_folder", "config", "errors", "paths", "resources", "suggest", "recipes",
+        "startup", "heap", "hardware", "cluster", "team", "meeting", "runtime",
     ),  # fmt: skip
     ("data",),
     ("networks",),

@@ -30,7 +30,8 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
 
 
 def test_usage_errors_are_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["nope"], ["predict", "somewhere"], ["predict", "x", "y", "--batch_size", "many"], []):
+    many = ["launch", "--workers", "100000", "no_job"]
+    for arguments in (["nope"], ["predict", "somewhere"], ["predict", "x", "y", "--batch_size", "many"], [], many):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2

@@ -174,7 +174,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", action="store_true", help="a search; its space is the job's tune.space")
     parser.add_argument(
-        "--workers", type=_whole(1), default=2, metavar="INT", help="processes; each gets a GPU where there are some"
+        "--workers", type=_whole(1, 1024), default=2, metavar="INT",
+        help="processes; each gets a GPU where there are some",
     )
     parser.add_argument("job", metavar="JOB", help="a job's name, as in python -m tfbig.pipelines.NAME, or a module")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="the job's own flags")
@@ -194,10 +195,10 @@ def _launch(options: argparse.Namespace) -> int:
     return launch.run(launch.over_workers(command, devices_of_workers(options.workers)))
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) < 2**31:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to 2147483647, got {text!r}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, got {text!r}")
         return int(text)
 
     return read

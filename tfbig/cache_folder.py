@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from tfbig.errors import UsageError
+from tfbig.paths import expanded
 
 FOLDER_VARIABLE = "TFBIG_CACHE"
 LIMIT_VARIABLE = "TFBIG_CACHE_GB"
@@ -17,9 +18,13 @@ _DEFAULT_LIMIT_GB = 20.0
 
 
 def folder() -> Path:
-    """TFBIG_CACHE, or the user's cache folder; it need not exist."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get(FOLDER_VARIABLE) or home / "tfbig" / "features").expanduser()
+    """TFBIG_CACHE, or the user's cache folder; it need not exist.
+
+    Raises:
+        UsageError: It is in a home folder that does not exist.
+    """
+    given = os.environ.get(FOLDER_VARIABLE)
+    return expanded(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tfbig", "features"))
 
 
 def limit_bytes() -> int:

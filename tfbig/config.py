@@ -27,6 +27,13 @@ def _fraction(flag: str, value: float | None) -> None:
     _require(value is None or 0 <= value < 1, flag, "at least 0 and below 1", value)
 
 
+def _folder(flag: str, path: str | None) -> None:
+    """Refuses what the libraries that write into a folder, or JSON, cannot take as its name."""
+    _require(path != "", flag, "not empty", "")
+    named = path is None or ("\0" not in path and path.encode(errors="replace").decode() == path)
+    _require(named, flag, "the name of a folder in UTF-8", path)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The examples to learn from.
@@ -70,7 +77,8 @@ class DataConfig:
         for name in ("source", "dir"):
             _require(getattr(self, name) != "", f"data.{name}", "not empty", "")
         _at_least("data.limit", self.limit, 1)
-        _at_least("data.image_size", self.image_size, 8, " pixels")
+        size = self.image_size
+        _require(size is None or 8 <= size <= 65536, "data.image_size", "between 8 and 65536 pixels", size)
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,8 @@ class AdaptConfig:
         _require(0 <= self.cached_views <= 1000, "adapt.cached_views", "between 0 and 1000", self.cached_views)
         _at_least("adapt.lora_rank", self.lora_rank, 1)
         _at_least("adapt.unfreeze_last", self.unfreeze_last, 1, " layer")
-        _require(self.backbone_lr_scale > 0, "adapt.backbone_lr_scale", "above 0", self.backbone_lr_scale)
+        scale = self.backbone_lr_scale
+        _require(0 < scale <= 1e3, "adapt.backbone_lr_scale", "above 0 and at most 1000", scale)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,9 @@ class TrainConfig:
         _require(rate is None or 0 < rate < 1e3, "train.learning_rate", "above 0 and below 1000", rate)
         _at_least("train.warmup_steps", self.warmup_steps, 0)
         _fraction("train.momentum", self.momentum)
-        _at_least("train.weight_decay", self.weight_decay, 0)
+        decay = self.weight_decay
+        # A larger one is no float32 any more.
+        _require(decay is None or 0 <= decay <= 1e38, "train.weight_decay", "between 0 and 1e38", decay)
         _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", "above 0", self.clip_norm)
         _fraction("train.ema_decay", self.ema_decay)
         _at_least("train.early_stopping_patience", self.early_stopping_patience, 1, " epoch")
@@ -300,7 +311,7 @@ class ExportConfig:
     dir: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.dir != "", "export.dir", "not empty", "")
+        _folder("export.dir", self.dir)
 
 
 @dataclass(frozen=True)
@@ -365,7 +376,7 @@ class RunConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.run_dir != "", "run_dir", "not empty", "")
+        _folder("run_dir", self.run_dir)
         # Filled in here, so that a run records the numbers it used, and a later default does not change it.
         head = self.adapt.mode == "head"
         hidden = head and self.model.hidden_units is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from tfbig.errors import UsageError
+from tfbig.paths import expanded
 from tfbig.resources import recipe_paths
 from tfbig.suggest import nearest
 
@@ -48,7 +49,7 @@ def find_recipe(name_or_path: str) -> Path:
     shipped = recipe_paths()
     if name_or_path in shipped:
         return shipped[name_or_path]
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     with contextlib.suppress(OSError):
         if path.is_file():
             return path

@@ -92,6 +92,20 @@ def test_a_file_changed_within_a_tick_of_being_read_is_not_known(tmp_path: Path,
     assert _found(tmp_path, cache, ["a.png"]) == [True]
 
 
+def test_each_thing_that_the_file_system_says_counts(tmp_path: Path, cache: Path) -> None:
+    """Where the clock stands still, or on a file system without inodes or such times, the others are all there is."""
+    _write(tmp_path / "a.png", 1)
+    _keep(tmp_path, cache, ["a.png"], read_ns=time.time_ns() + LATER_NS)
+    known, status = _known(tmp_path, cache), (tmp_path / "a.png").stat()
+    states = known.states(["a.png"])
+    assert states.tolist() == [[status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]]
+    assert known.digests(["a.png"], states).tolist() != [b""]
+    for column in range(4):
+        other = states.copy()
+        other[0, column] += 1
+        assert known.digests(["a.png"], other).tolist() == [b""]
+
+
 def test_a_file_changed_while_it_was_read_is_not_known(tmp_path: Path, cache: Path) -> None:
     _write(tmp_path / "a.png", 1)
     known = _known(tmp_path, cache)

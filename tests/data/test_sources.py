@@ -1,8 +1,10 @@
 """From a source to three splits: disjoint, complete, blind to file order, and refused in one sentence."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -221,6 +223,33 @@ def test_unreadable_files_fail_or_are_counted(load: Load, class_folder: ClassFol
     assert unreadable["reasons"]["a/text.jpg"] == "it is no JPEG, PNG, GIF or BMP"
     assert unreadable["reasons"]["a/zero.png"] == "it is empty"
     assert unreadable["reasons"]["a/gone.png"] == "no such file or directory"
+
+
+def test_a_pipe_is_not_waited_for(load: Load, class_folder: ClassFolder) -> None:
+    root = class_folder({"a": 6, "b": 6})
+    os.mkfifo(root / "a" / "pipe.png")
+
+    def end_the_wait() -> None:
+        with contextlib.suppress(OSError):
+            os.close(os.open(root / "a" / "pipe.png", os.O_WRONLY | os.O_NONBLOCK))
+
+    timer = threading.Timer(10, end_the_wait)
+    timer.start()
+    splits = load(f"folder:{root}", on_bad="skip")
+    timer.cancel()
+    assert splits.manifest["unreadable"]["reasons"] == {
+        "a/pipe.png": "it is a folder, a pipe or a device, and no file"
+    }
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "not utf-8 \udcff"])
+def test_a_class_whose_name_cannot_be_shown_is_to_be_renamed(
+    load: Load, class_folder: ClassFolder, name: str
+) -> None:
+    root = class_folder({"a": 6, name: 6})
+    with pytest.raises(DataError) as error:
+        load(f"folder:{root}")
+    _one_sentence(error, "one line of plain UTF-8", "rename")
 
 
 def test_a_label_that_train_has_not_is_refused(load: Load, class_folder: ClassFolder) -> None:

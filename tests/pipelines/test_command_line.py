@@ -56,6 +56,12 @@ def test_switches_need_no_value() -> None:
         (["--train.learning_rate", "nan"], "NUMBER"),
         (["--runtime.precision", "float16"], "float32|bfloat16"),
         (["--resume", "nowhere"], "config.yaml"),
+        (["--data.image_size", "1000000000"], "between 8 and 65536 pixels, got 1000000000"),
+        (["--adapt.backbone_lr_scale", "1e300"], "above 0 and at most 1000"),
+        (["--train.weight_decay", "1e300"], "between 0 and 1e38"),
+        (["--run_dir", "runs/\udcff"], "run_dir must be the name of a folder in UTF-8"),
+        (["--run_dir", "runs/\0"], "run_dir must be the name of a folder in UTF-8"),
+        (["--export.dir", "served/\udcff"], "export.dir must be the name of a folder in UTF-8"),
     ],
 )
 def test_a_mistake_is_named(arguments: list[str], words: str) -> None:

@@ -142,6 +142,10 @@ def test_executions_of_a_trial_count_by_their_mean(tmp_path: Path) -> None:
     scores = [status["validation_loss"] for status in single]
     assert scores[0] != scores[1]
     assert _ends(run)[0]["score"] == pytest.approx(sum(scores) / 2)
+    # Other draws of the network, and the same examples in each split.
+    prints = [json.loads((run / "trials" / name / "data_manifest.json").read_text()) for name in ("0000", "0000.1")]
+    assert prints[0]["fingerprint"] == prints[1]["fingerprint"]
+    assert prints[0]["fingerprint"] == json.loads((run / "data_manifest.json").read_text())["fingerprint"]
 
 
 def test_two_searches_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

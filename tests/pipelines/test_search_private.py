@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dp_accounting
 import pytest
+from dp_accounting import dp_event, pld, rdp
 
 from tfbig.errors import UsageError
+from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.pipelines._command_line import parse
 from tfbig.pipelines._main import main
 from tfbig.pipelines._search_space import check_search
@@ -119,6 +122,28 @@ def test_a_budget_within_a_run_is_refused_in_a_search() -> None:
     config = parse(TASK, [*PRIVATE, "--tune.max_trials", "2", "--dp.max_epsilon", "3"])
     with pytest.raises(UsageError, match="search as a whole"):
         check_search(TASK, config)
+
+
+@pytest.mark.parametrize("tuner", ["random", "bayesian"])
+def test_the_promise_counts_each_execution_and_each_trial(tuner: str, tmp_path: Path) -> None:
+    epochs, executions, trials, steps_per_epoch = 2, 3, 4, 4
+    arguments = [*PUBLIC, "--train.epochs", str(epochs), "--dp.noise_multiplier", "3", "--tune.tuner", tuner]
+    arguments += ["--tune.executions", str(executions), "--tune.max_trials", str(trials)]
+    plan = privacy.plan(parse(TASK, arguments), num_examples=200)
+    one = dp_accounting.PoissonSampledDpEvent(64 / 200, dp_accounting.GaussianDpEvent(3.0))
+    run = dp_accounting.SelfComposedDpEvent(one, executions * epochs * steps_per_epoch)
+    if tuner == "random":
+        accountant = rdp.RdpAccountant()
+        accountant.compose(dp_event.RepeatAndSelectDpEvent(run, trials, 1))
+    else:
+        accountant = pld.PLDAccountant()
+        accountant.compose(run, trials)
+    assert plan.epsilon == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)
+    # What is charged is what is promised.
+    ledger = tmp_path / "ledger.json"
+    privacy.charge(plan, ledger, run_dir=tmp_path, dataset="d", fingerprint="f", limit_epsilon=100)
+    [balance] = BudgetLedger(ledger).balances().values()
+    assert balance.spent_epsilon == pytest.approx(plan.epsilon, rel=0.02)
 
 
 SHUFFLED_TREE = ["--dp.mechanism", "tree", "--dp.sampling", "shuffle"]

@@ -90,6 +90,7 @@ def test_a_trial_is_a_plain_run_with_its_values() -> None:
         (["--tune.space.train.optimizer.choice", "[sgd, sgd]"], "twice"),
         (["--tune.space.train.optimizer.choice", "[]"], "must be a list"),
         (["--tune.space.options.augment.choice", "[[flip], 2]"], "TEXT"),
+        (["--tune.space.train.learning_rate.log", "[2026-01-01, 1]"], "NUMBER, got '2026-01-01'"),
         (["--tune.space", "[1, 2]"], "or null"),
         (["--tune.space.train.momentum.linear", "[0.5, 0.9"], "written as in a recipe"),
         (["--tune.space.train.momentum", "{linear: [0, 0.5], choice: [0.9]}"], "twice"),

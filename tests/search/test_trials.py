@@ -278,6 +278,37 @@ def test_a_damaged_journal_and_one_of_another_search_are_refused(tmp_path: Path)
         _trials(tmp_path).refresh()
 
 
+END = '{"event": "end", "trial": %s, "state": "%s", "score": %s}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{}", '{"event": "new"}', '{"event": "what", "trial": 1}', '{"event": "begin", "trial": 1}', "[]",
+     '{"event": "plan"}',
+     END % (9, "done", 1.0), END % (-1, "done", 1.0), END % ('"1"', "done", 1.0), END % (0, "done", 1.0),
+     END % (1, "done", '"low"'), END % (1, "done", "NaN"), END % (1, "done", "null"), END % (1, "failed", 1.0),
+     END % (1, "won", 1.0)],
+)  # fmt: skip
+def test_a_line_that_says_nothing_of_a_trial_is_damage(line: str, tmp_path: Path) -> None:
+    _run_all(_trials(tmp_path), 1)
+    trials = _trials(tmp_path)
+    trials.begin(contextlib.ExitStack())
+    with (tmp_path / NAME).open("a") as journal:
+        journal.write(line + "\n")
+    with pytest.raises(EnvironmentFault, match="damaged.*--resume never"):
+        _trials(tmp_path).refresh()
+
+
+@pytest.mark.parametrize(("name", "value"), [("model.hidden_units", 65), ("runtime.jit_compile", 1), ("other", 0)])
+def test_settings_that_the_space_does_not_have_are_of_another_search(name: str, value: int, tmp_path: Path) -> None:
+    values = _oracle("random").ask()
+    if name not in values:
+        del values["model.dropout"]
+    (tmp_path / NAME).write_text(json.dumps({"event": "new", "trial": 0, "values": {**values, name: value}}) + "\n")
+    with pytest.raises(UsageError, match="another search"):
+        _trials(tmp_path).refresh()
+
+
 def test_a_journal_gives_each_line_once(tmp_path: Path) -> None:
     one, other = Journal(tmp_path), Journal(tmp_path)
     with one.locked():

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
-from tfbig.training import feature_cache, features
+from tfbig.config import AdaptConfig, RunConfig, RuntimeConfig
+from tfbig.data.splits import DataSpec, IndexPlan, Split, Splits, array_split, batches
+from tfbig.training import assembly, feature_cache, features
 from tfbig.training import feature_key as feature_key_module
 from tfbig.training.feature_cache import FeatureCache
 from tfbig.training.feature_key import Origin, feature_key
@@ -128,6 +129,33 @@ def test_the_key_is_of_the_content_and_of_nothing_else() -> None:
     assert len({key, *others}) == 1 + len(others)
     # Nobody can tell such data from other data.
     assert feature_key(_trunk(), split, Origin("", "train", ""), 10) is None
+
+
+def test_pictures_of_another_shape_are_others() -> None:
+    image = keras.Input((None, None, 3))
+    trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
+    keys = {
+        feature_key(trunk, array_split(np.zeros((5, *shape, 3), "f4"), np.arange(5)), ORIGIN, 10)
+        for shape in ((4, 4), (2, 8), (8, 8))
+    }
+    assert len(keys) == 3
+
+
+def test_views_are_known_by_their_augmentation_seed_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, for a few examples whose pixels are part of the key may have been left as they are."""
+    seen: list[set[str]] = []
+
+    def note(*arguments: object, origins: list[Origin], **others: object) -> None:
+        seen.append({origin.augmentation for origin in origins})
+
+    monkeypatch.setattr(features, "extract_views", note)
+    spec = DataSpec(tf.TensorSpec((None, 4, 4, 3)), 37, ("a", "b"))
+    splits = Splits(_split(), None, _split(), spec, {"fingerprint": "a fingerprint"})
+    for options, seed in (("flip", 0), ("rotate", 0), ("flip", 1)):
+        adapt, runtime = AdaptConfig(mode="head", cached_views=2), RuntimeConfig(seed=seed)
+        config = RunConfig(options=options, adapt=adapt, runtime=runtime)
+        assembly._train_features(_trunk(), config, splits, lambda x, y, seed: (x, y), 10, None)
+    assert len(seen) == 3 and len(set.union(*seen)) == 3 * 2
 
 
 def test_half_precision_only_where_it_loses_nothing(tmp_path: Path) -> None:

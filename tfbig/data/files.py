@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tfbig.data.images import EXTENSIONS
 from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
+from tfbig.paths import expanded
 from tfbig.suggest import nearest
 
 # What operating systems leave in folders that people zip and share.
@@ -41,7 +43,7 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     Raises:
         DataError: No such folder, no images, no class folders, a class folder without images.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.is_dir():
         raise DataError(f"folder: expected a folder of images, but {path} {_what(root)}; give folder:PATH.")
     roles = _split_folders(root, split_names)
@@ -62,7 +64,10 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     class_names = _class_names(path, found)
     unreadable = [name.encode(errors="backslashreplace").decode() for name in class_names if not name.isprintable()]
     if unreadable:
-        raise DataError(f"folder:{path} has class folders whose names are not plain UTF-8 text: {quoted(unreadable)}.")
+        raise DataError(
+            f"folder:{path} has class folders whose names are not one line of plain UTF-8 text: {quoted(unreadable)}; "
+            "rename them."
+        )
     splits, start = {}, len(os.path.join(root, ""))
     for role, classes in found.items():
         names = [path[start:] for name in class_names for path in classes.get(name, [])]
@@ -94,7 +99,7 @@ def read_csv(
         DataError: No such file, a missing column, an empty path or label, an unknown split.
     """
     rows = _rows(path, (path_column, label_column))
-    base = Path(directory).expanduser() if directory else Path(path).expanduser().parent
+    base = expanded(directory) if directory else expanded(path).parent
     if not base.is_dir():
         raise DataError(f"--data.dir is where the CSV's paths start, but {base} {_what(base)}.")
     cells = [row[label_column] for row in rows]
@@ -134,7 +139,11 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
     table = tf.constant([os.fsencode(os.path.join(directory, name)) for name in names], tf.string, shape=[len(names)])
 
     def payload(index: int) -> bytes:
-        return Path(directory, names[index]).read_bytes()
+        path = Path(directory, names[index])
+        # A pipe would be waited for, and a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and no file")
+        return path.read_bytes()
 
     return Split(lambda i: tf.io.read_file(tf.gather(table, i)), labels, names, payload)
 
@@ -231,7 +240,7 @@ def _class_names(path: str, found: Mapping[str, Mapping[str, list[str]]]) -> tup
 
 def _rows(path: str, needed: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file, cells stripped and never None."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"csv: expected a CSV file, but {path} {kind}; give csv:PATH.")

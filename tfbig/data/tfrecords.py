@@ -24,6 +24,7 @@ from tfbig.data.listing import Listing, find_split, multi_hot, quoted
 from tfbig.data.manifest import digest
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
+from tfbig.paths import expanded
 from tfbig.suggest import nearest
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_tfds(spec: str, *, directory: str | None, split_names: Mapping[str, str
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise DataError(f"tfds:{spec} is no dataset name; expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0.")
-    root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = expanded(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     folder = _prepared(spec, match.groupdict(), root, offline=offline)
     builder = tfds.builder_from_directory(folder) if folder else _download(spec, root)
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:

@@ -18,6 +18,7 @@ from tfbig import resources
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.networks import hub, imagenet, presets, scratch
 from tfbig.networks.norms import with_group_norm
+from tfbig.paths import expanded
 from tfbig.suggest import nearest
 
 _logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def _kerashub(request: _Request) -> Backbone:
 
 
 def _keras(request: _Request) -> Backbone:
-    path = Path(request.name).expanduser()
+    path = expanded(request.name)
     if not path.is_file() or path.suffix != ".keras":
         raise EnvironmentFault(f"{request.spec} must name a .keras file, and there is none at {path}.")
     try:

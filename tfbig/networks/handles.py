@@ -17,6 +17,7 @@ import zlib
 from pathlib import Path
 
 from tfbig.errors import EnvironmentFault
+from tfbig.paths import expanded
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def resolve(handle: str, *, offline: bool) -> Path:
     elif handle.startswith(("http://", "https://")):
         folder = _from_web(handle, offline=offline)
     else:
-        folder = _from_disk(Path(handle).expanduser())
+        folder = _from_disk(expanded(handle))
     return _saved_model_in(folder, handle)
 
 
@@ -196,7 +197,7 @@ def cached_from_kaggle(model: str, *, file: str | None = None) -> Path:
     Raises:
         EnvironmentFault: It is not in kagglehub's cache.
     """
-    cache = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub") / "models"
+    cache = expanded(os.environ.get("KAGGLEHUB_CACHE") or "~/.cache/kagglehub") / "models"
     parts = model.split("/")
     variation = cache.joinpath(*parts[:4])
     # kagglehub marks what it has fetched in full: VERSION.complete, or .complete/VERSION/FILE.complete.

@@ -18,6 +18,7 @@ from urllib.error import URLError
 import keras
 
 from tfbig.errors import EnvironmentFault, UsageError
+from tfbig.paths import expanded
 
 _USUAL_SIZE = 224
 _SIZES = {
@@ -123,14 +124,14 @@ def build(name: str, size: int, *, weights: str, offline: bool) -> keras.Model:
 
 def _weights_cache() -> Path:
     """Where Keras keeps the published weights."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    return expanded(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
 
 
 def _load_weights(model: keras.Model, weights: str, name: str) -> None:
-    if not Path(weights).expanduser().is_file():
+    if not expanded(weights).is_file():
         raise UsageError(f"model.weights must be imagenet, none or a weights file, got {weights!r}, which is no file.")
     try:
-        model.load_weights(Path(weights).expanduser())
+        model.load_weights(expanded(weights))
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(f"{weights} does not hold weights of {name} without its top: {error}") from error
 

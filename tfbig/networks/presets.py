@@ -14,6 +14,7 @@ import keras
 
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.networks import handles
+from tfbig.paths import expanded
 
 _logger = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ def _keras_hub() -> ModuleType:
 
 def _on_disk(keras_hub: ModuleType, preset: str) -> str:
     """The folder of a preset that is on this machine."""
-    if Path(preset).expanduser().is_dir():
-        return str(Path(preset).expanduser())
+    if expanded(preset).is_dir():
+        return str(expanded(preset))
     built_in = keras_hub.models.Backbone.presets
     handle = built_in[preset]["kaggle_handle"] if preset in built_in else preset
     if handle.startswith("kaggle://"):
@@ -134,7 +135,7 @@ def _size(body: keras.Model, converter: keras.layers.Layer | None, wanted: int |
 
 
 def _load_weights(model: keras.Model, weights: str, preset: str) -> None:
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     if not path.is_file():
         raise UsageError(f"model.weights must be imagenet, none or a weights file, got {weights!r}, which is no file.")
     try:

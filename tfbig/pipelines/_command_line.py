@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
+from tfbig.paths import expanded
 from tfbig.recipes import dotted, find_recipe, read_recipe, read_value
 from tfbig.search.space import KINDS
 from tfbig.suggest import closest
@@ -107,8 +108,9 @@ def checked_value(task: Task, name: str, value: object) -> str | int | float | b
         UsageError: It is of another type.
     """
     flag = next(flag for flag in flags(task) if flag.name == name)
-    if isinstance(value, list | dict):
-        raise UsageError(f"--{name} must be {flag.kind}, got {value!r}.")
+    if not isinstance(value, str | int | float | None):
+        # A list, or what YAML takes for a date.
+        raise UsageError(f"--{name} must be {flag.kind}, got {str(value)!r}.")
     return _parsed([flag], [f"--{name}={_as_text(value)}"])[name]
 
 
@@ -229,7 +231,7 @@ def _separate_recipes(arguments: list[str], known: dict[str, Flag]) -> tuple[lis
             recipes.append(find_recipe(value))
             continue
         if name == "resume" and value not in ("auto", "never"):
-            resumed = [_stored_config(Path(value).expanduser())]
+            resumed = [_stored_config(expanded(value))]
             given.insert(0, f"--run_dir={value}")
         given.append(f"--{name}={value}")
     if resumed and len({word for word in given if word.startswith("--run_dir=")}) > 1:

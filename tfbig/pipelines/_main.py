@@ -19,6 +19,7 @@ from types import FrameType
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, shortage
 from tfbig.meeting import meet
+from tfbig.paths import expanded
 from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
@@ -66,7 +67,7 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
             print(to_yaml(task, config), end="")
             return 0
         result, exit_code = run(task, config)
-        print(json.dumps(result, ensure_ascii=False))
+        _print_last(result)
         return exit_code
     except TfbigError as error:
         return _report(error, error.exit_code, debug)
@@ -124,7 +125,7 @@ def _run(task: Task, config: RunConfig, team: Team) -> Outcome:
         from tfbig.serving.staging import check_writable
 
         # Before the hours of work that would go into it.
-        check_writable(Path(config.export.dir).expanduser())
+        check_writable(expanded(config.export.dir))
     if config.dry_run:
         return dry_run(task, settled(task, dataclasses.replace(config, tune=TuneConfig()), None)[0]), 0
     worker = worker_number() if config.tune.is_search else None
@@ -183,7 +184,7 @@ def _run_in(task: Task, config: RunConfig, run_directory: RunDirectory, team: Te
 
 
 def _path_of(task: Task, config: RunConfig) -> Path:
-    return Path(config.run_dir or f"runs/{_run_name(task, config)}").expanduser()
+    return expanded(config.run_dir or f"runs/{_run_name(task, config)}")
 
 
 def _run_name(task: Task, config: RunConfig) -> str:
@@ -251,6 +252,18 @@ def _dotted_config(task: Task, config: RunConfig) -> dict[str, object]:
     tree = yaml.safe_load(to_yaml(task, config))
     tree.pop("job")
     return dotted(tree)
+
+
+def _print_last(result: dict[str, object]) -> None:
+    """The last line of stdout, whatever letters that takes; where nobody reads it the run is done all the same."""
+    try:
+        try:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        except UnicodeEncodeError:
+            print(json.dumps(result), flush=True)
+    except BrokenPipeError:
+        # Or Python would fail on what is left to be written at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _ignore_signals() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tfbig.errors import DataError, UsageError
 from tfbig.gradients.private.ledger import Balance, BudgetLedger
 from tfbig.gradients.private.statement import epsilon_in_words, privacy_statement
+from tfbig.paths import expanded
 
 
 def print_privacy(run_dir: Path, *, max_examples_per_user: int | None = None) -> None:
@@ -102,7 +103,7 @@ def print_ledger(path: Path) -> None:
         GateError: It is damaged.
         EnvironmentFault: It cannot be read.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise UsageError(f"There is no privacy ledger {path}; give the file that runs were given as --dp.ledger.")
     balances = BudgetLedger(path).balances()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from tfbig.config import RunConfig
 from tfbig.errors import UsageError
+from tfbig.paths import expanded
 from tfbig.pipelines import _choice
 from tfbig.pipelines._command_line import to_yaml
 from tfbig.pipelines._export import export_version
@@ -118,7 +118,7 @@ def conclude(
         What the command line prints last.
     """
     evaluation = _judge(assembly, config, run_directory, ledger)
-    exported = export_version(task, assembly, Path(config.export.dir).expanduser()) if config.export.dir else None
+    exported = export_version(task, assembly, expanded(config.export.dir)) if config.export.dir else None
     figures = cast(dict[str, dict[str, object]], evaluation.report["metrics"])
     result: dict[str, object] = {
         "run_dir": str(run_directory.path),

@@ -133,6 +133,13 @@ class Oracle:
         self._asked.append(trial)
         return _plain(trial.hyperparameters.values, self._space)
 
+    def is_of_space(self, values: Mapping[str, Value]) -> bool:
+        """Whether values could have been proposed: one for each setting, and of a choice one of its values."""
+        return all(
+            parameter.name in values and (parameter.kind != "choice" or _index(values[parameter.name], parameter) >= 0)
+            for parameter in self._space.values()
+        )
+
     def tell(self, number: int, score: float | None) -> None:
         """Says how a trial went: its score, lower is better, or None where it failed."""
         trial = self._asked[number]
@@ -172,9 +179,14 @@ def _coded(values: Mapping[str, Value], space: Mapping[str, Parameter]) -> dict[
     coded = {name: values[name] for name in space}
     for name, parameter in space.items():
         if parameter.kind == "choice" and _is_coded(parameter):
-            same = [type(value) is type(values[name]) and value == values[name] for value in parameter.values]
-            coded[name] = _code(same.index(True), parameter)
+            coded[name] = _code(_index(values[name], parameter), parameter)
     return coded
+
+
+def _index(value: Value, parameter: Parameter) -> int:
+    """Of a value among a parameter's choices, where 1 and True differ; -1 where it is none of them."""
+    same = (i for i, known in enumerate(parameter.values) if type(known) is type(value) and known == value)
+    return next(same, -1)
 
 
 def _code(index: int, parameter: Parameter) -> str:

@@ -10,6 +10,8 @@ In the tree: above journal.py and oracle.py; pipelines/_search.py is the loop, a
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tfbig.errors import TfbigError, UsageError
+from tfbig.errors import EnvironmentFault, TfbigError, UsageError
 from tfbig.search.journal import Journal
 from tfbig.search.oracle import Oracle, Tuner
 from tfbig.search.space import Parameter, Value
@@ -148,6 +150,11 @@ class Trials:
 
     def _catch_up(self) -> None:
         for entry in self._journal.news():
+            if not _is_entry(entry, self.all):
+                raise EnvironmentFault(
+                    f"The search's journal in {self.folder} is damaged, for it holds {json.dumps(entry)[:80]}; search "
+                    "anew with --resume never."
+                )
             self._note(entry)
 
     def _note(self, entry: dict) -> None:
@@ -156,9 +163,10 @@ class Trials:
             return
         number = entry["trial"]
         if entry["event"] == "new":
-            if number == self._oracle.num_asked and self._oracle.ask(entry["values"]) != entry["values"]:
+            values, is_new = entry["values"], number == self._oracle.num_asked
+            if not self._oracle.is_of_space(values) or (is_new and self._oracle.ask(values) != values):
                 raise UsageError(_OTHER_SEARCH.format(self.folder))
-            self.all.append(Trial(number, entry["values"]))
+            self.all.append(Trial(number, values))
             return
         trial = self.all[number]
         if entry["event"] == "begin":
@@ -204,6 +212,22 @@ class Trials:
             return held.enter_context(open_run(self.folder / trial.name))
         except RunInUse:
             return None
+
+
+def _is_entry(entry: Mapping[str, object], trials: Sequence[Trial]) -> bool:
+    """Whether a line of the journal can stand behind those that told of these trials."""
+    event, number = entry.get("event"), entry.get("trial")
+    if event == "plan":
+        return isinstance(entry.get("plan"), dict)
+    if event == "new":
+        return number == len(trials) and isinstance(entry.get("values"), dict)
+    if type(number) is not int or not 0 <= number < len(trials) or trials[number].state != "begun":
+        return False
+    if event == "end":
+        score = entry.get("score")
+        is_done = entry.get("state") == "done" and isinstance(score, float) and math.isfinite(score)
+        return is_done or (entry.get("state") == "failed" and score is None)
+    return event == "pause" or (event == "begin" and isinstance(entry.get("step"), int))
 
 
 _OTHER_SEARCH = (

@@ -17,6 +17,7 @@ from tfbig.config import RunConfig, flatten
 from tfbig.data.sources import resolved
 from tfbig.data.splits import IndexPlan, batches
 from tfbig.errors import EnvironmentFault, TfbigError, UsageError
+from tfbig.paths import expanded
 from tfbig.team import Team
 from tfbig.training import callbacks, checkpoints, private_state
 from tfbig.training.assembly import Assembly, monitor_of
@@ -249,12 +250,7 @@ def _end_privately(privacy: Privacy, config: RunConfig, run: RunDirectory, num_s
 
 def ledger_path(config: RunConfig) -> Path | None:
     """The file of the privacy budgets; None where there is none."""
-    if not config.dp.ledger:
-        return None
-    try:
-        return Path(config.dp.ledger).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"--dp.ledger {config.dp.ledger} names a home folder that does not exist here.") from error
+    return expanded(config.dp.ledger) if config.dp.ledger else None
 
 
 def _shown(
