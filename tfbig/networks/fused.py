@@ -17,11 +17,10 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
+from tfbig.networks.fused_batch_norm import FusedBatchNormalization, scale_and_offset
 from tfbig.networks.fused_convolution import FusedConv2D
 
 _HALF = tf.bfloat16, tf.float16
-# cuDNN takes no smaller one, and TensorFlow raises a smaller one in silence.
-_LEAST_EPSILON = 1.001e-5
 
 
 def fused(network: keras.Model) -> keras.Model:
@@ -176,53 +175,8 @@ class FusedLayerNormalization(layers.LayerNormalization):
         if self.rms_scaling or axes not in ([-1], [x.shape.rank - 1]) or x.dtype not in (tf.float32, *_HALF):
             return super().call(inputs)
         width = x.shape[-1]
-        gamma, beta = _parameters(self, width)
+        gamma, beta = scale_and_offset(self, width)
         return tf.cast(_layer_norm(x, gamma, beta, self.epsilon), self.compute_dtype)
-
-
-class FusedBatchNormalization(layers.BatchNormalization):
-    """BatchNormalization of channels-last images as a single operation of TensorFlow's."""
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Normalises (B, H, W, C)."""
-        x = tf.convert_to_tensor(inputs)
-        is_image = x.shape.rank == 4 and self.axis in (-1, 3) and x.dtype in (tf.float32, *_HALF)
-        fits = is_image and mask is None and self.epsilon >= _LEAST_EPSILON
-        if not fits or self.renorm or self.synchronized:
-            return super().call(inputs, training=training, mask=mask)
-        learns = bool(training and self.trainable)
-        gamma, beta = _parameters(self, x.shape[-1])
-        none = tf.constant([], tf.float32)
-        normed, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=gamma,
-            offset=beta,
-            mean=none if learns else tf.cast(self.moving_mean.value, tf.float32),
-            variance=none if learns else tf.cast(self.moving_variance.value, tf.float32),
-            epsilon=self.epsilon,
-            is_training=learns,
-        )
-        if learns:
-            self._follow(mean, variance, x)
-        return tf.cast(normed, self.compute_dtype)
-
-    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> None:
-        # The operation gives the unbiased variance, and Keras follows the biased one.
-        biased = variance * _biased_share(x)
-        for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
-            # As tensors: an operation of Keras's takes three times as long to trace.
-            followed = tf.cast(value, average.dtype) * (1.0 - self.momentum)
-            average.assign(tf.convert_to_tensor(average) * self.momentum + followed)
-
-
-def _biased_share(x: tf.Tensor) -> tf.Tensor | float:
-    """(N - 1) / N of the N values of a channel of x (..., C); a number where the shape is known."""
-    num_elements = x.shape.num_elements()
-    if num_elements is not None:
-        count = num_elements // x.shape[-1]
-        return max(count - 1.0, 1.0) / max(count, 1.0)
-    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
-    return tf.maximum(count - 1.0, 1.0) / tf.maximum(count, 1.0)
 
 
 class FusedDense(layers.Dense):
@@ -292,13 +246,6 @@ FORMS: dict[type, type] = {
 
 # cuDNN chooses among forms of a convolution by itself.
 _ONLY_ON_PROCESSORS = (FusedConv2D,)
-
-
-def _parameters(norm: keras.layers.Layer, width: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scale and offset of a norm, (D,) float32; ones and zeros where it has none."""
-    gamma = tf.ones([width]) if norm.gamma is None else tf.cast(tf.convert_to_tensor(norm.gamma), tf.float32)
-    beta = tf.zeros([width]) if norm.beta is None else tf.cast(tf.convert_to_tensor(norm.beta), tf.float32)
-    return gamma, beta
 
 
 def _projected(

@@ -9,13 +9,13 @@ all images, B * H * W.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
 from keras import layers
 
-Gradient: TypeAlias = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+from tfbig.networks.tracing import constant, once, with_gradient
 
 # Pixels of an output up to which products gain, measured on Zen 4 in bfloat16.
 _MOST_PIXELS_OF_PRODUCT = 256
@@ -25,38 +25,39 @@ _LEAST_CHANNELS_OF_TAPS = 256
 
 
 class FusedConv2D(layers.Conv2D):
-    """Conv2D of channels-last images, as matrix products where the images are small."""
+    """Conv2D of channels-last images, as matrix products where the images are small, and else by fewer operations."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """(B, H, W, C) to (B, H / stride, W / stride, F)."""
         x = tf.convert_to_tensor(inputs)
-        form = _form_of(self, x.shape) if x.dtype == self.compute_dtype else None
-        if form is None:
+        is_plain = self.data_format == "channels_last" and self.groups == 1 and x.shape.rank == 4
+        if not is_plain or x.dtype != self.compute_dtype:
             return super().call(inputs)
         kernel = tf.cast(tf.convert_to_tensor(self.kernel), x.dtype)
-        none = tf.zeros([self.filters], x.dtype)
-        bias = none if self.bias is None else tf.cast(tf.convert_to_tensor(self.bias), x.dtype)
-        result = form(_thinned(x, self.strides), kernel, bias)
+        bias = None if self.bias is None else tf.cast(tf.convert_to_tensor(self.bias), x.dtype)
+        result = convolved(self, x, kernel, bias)
         return result if self.activation is None else self.activation(result)
 
 
-def convolved(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """A layer's convolution with another kernel and bias, where no gradient is wanted.
+def convolved(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """A layer's convolution, with the kernel and bias that are given.
 
     Args:
         layer: Gives strides, padding and dilation; of channels-last images.
         x: (B, H, W, C).
         kernel: (K, K, C / groups, F), as `x` in type.
-        bias: (F,), likewise.
+        bias: (F,), likewise; None for none.
 
     Returns:
         (B, H / stride, W / stride, F), without the layer's activation.
     """
     form = _form_of(layer, x.shape) if isinstance(layer, FusedConv2D) else None
     if form is not None:
-        return form(_thinned(x, layer.strides), kernel, bias)
+        none = tf.zeros([layer.filters], x.dtype) if bias is None else bias
+        return form(_thinned(x, layer.strides), kernel, none)
     padding, strides, dilations = layer.padding.upper(), list(layer.strides), list(layer.dilation_rate)
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides, padding, dilations=dilations), bias)
+    result = tf.nn.conv2d(x, kernel, strides, padding, dilations=dilations)
+    return result if bias is None else tf.nn.bias_add(result, bias)
 
 
 Form: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -99,45 +100,64 @@ def _pointwise(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 def _by_product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     channels, filters = kernel.shape[2:]
-    flat = _product(tf.reshape(x, [-1, channels]), tf.reshape(kernel, [channels, filters]), bias)  # (N, F)
-    return tf.reshape(flat, [-1, *x.shape[1:3], filters])  # (B, H, W, F)
+    flat = _reshaped(x, [-1, channels])
+    result = _product(flat, _reshaped(kernel, [channels, filters]), bias)  # (N, F)
+    return _reshaped(result, [-1, *x.shape[1:3], filters])  # (B, H, W, F)
 
 
-@tf.custom_gradient
-def _product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+def _product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """(N, C), (C, F) and (F,) to (N, F)."""
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def compute(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
         of_x = tf.matmul(upstream, kernel, transpose_b=True)
         return of_x, tf.matmul(x, upstream, transpose_a=True), _summed(upstream)
 
-    return tf.nn.bias_add(tf.matmul(x, kernel), bias), gradient
+    return with_gradient(compute, (x, kernel, bias), gradient)
 
 
-@tf.custom_gradient
-def _by_taps(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+def _by_taps(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """A convolution whose kernel's gradient is one matrix product for each of the kernel's K * K entries."""
     rows, columns, channels, filters = kernel.shape
     height, width = x.shape[1:3]
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        flat = tf.reshape(upstream, [-1, filters])  # (N, F)
+    def compute(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        flat = _reshaped(upstream, [-1, filters])  # (N, F)
         padded = tf.pad(x, [[0, 0], [rows // 2, rows // 2], [columns // 2, columns // 2], [0, 0]])
         seen = [
-            tf.reshape(tf.slice(padded, [0, row, column, 0], [-1, height, width, channels]), [-1, channels])
+            _reshaped(tf.slice(padded, *_window(row, column, height, width, channels)), [-1, channels])
             for row in range(rows)
             for column in range(columns)
         ]  # (N, C) each
         of_kernel = tf.stack([tf.matmul(one, flat, transpose_a=True) for one in seen])  # (K * K, C, F)
+        size = constant(list(x.shape), tf.int32) if x.shape.is_fully_defined() else tf.shape(x)
         of_x = tf.raw_ops.Conv2DBackpropInput(
-            input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME"
+            input_sizes=size, filter=kernel, out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME"
         )
-        return of_x, tf.reshape(of_kernel, kernel.shape), _summed(flat)
+        return of_x, _reshaped(of_kernel, kernel.shape), _summed(flat)
 
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias), gradient
+    return with_gradient(compute, (x, kernel, bias), gradient)
+
+
+def _window(row: int, column: int, height: int, width: int, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where a tap's pixels begin, and how many they are, as `tf.slice` takes them."""
+    return constant([0, row, column, 0], tf.int32), constant([-1, height, width, channels], tf.int32)
+
+
+def _reshaped(x: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
+    return tf.reshape(x, constant(list(shape), tf.int32))
 
 
 def _summed(upstream: tf.Tensor) -> tf.Tensor:
     """(N, F) to (F,): a product with ones, which adds in float32 whatever it is given."""
-    ones = tf.ones([1, tf.shape(upstream)[0]], upstream.dtype)
-    return tf.squeeze(tf.matmul(ones, upstream), 0)
+    num_rows, dtype = upstream.shape[0], upstream.dtype
+    if num_rows is None:
+        ones = tf.ones([1, tf.shape(upstream)[0]], dtype)
+    else:
+        ones = once(("ones", num_rows, dtype), lambda: tf.ones([1, num_rows], dtype))
+    return _reshaped(tf.matmul(ones, upstream), [upstream.shape[1]])

@@ -104,7 +104,13 @@ class _Fused(keras.optimizers.Optimizer):
         rate = tf.convert_to_tensor(learning_rate)
         rates = [rate, rate * self._slow_scale]
         decays = [tf.zeros([]) if not self.weight_decay else each * self.weight_decay for each in rates]
-        super()._backend_update_step(grads, trainable_variables, (*rates, *decays, *self._shared()))
+        settings = (*rates, *decays, *self._shared())
+        if tf.distribute.has_strategy():
+            super()._backend_update_step(grads, trainable_variables, settings)
+            return
+        # Keras sums each gradient over the replicas, which for one is an operation that does nothing.
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            self.update_step(gradient, variable.value if isinstance(variable, keras.Variable) else variable, settings)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tuple[tf.Tensor, ...]) -> None:
         """Updates one variable; on several devices the part of it that lies on one.

@@ -1,0 +1,65 @@
+"""Graphs of fewer operations: constants that are made once, and gradients without what nobody uses.
+
+Each operation of a training step costs about half a millisecond before the first step, to trace and to prepare it.
+Used by the layers of networks/fused.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+
+_KEPT = "tfbig_kept"
+
+
+def constant(value: float | Sequence[float], dtype: tf.DType = tf.float32) -> tf.Tensor:
+    """A constant, the same tensor wherever a graph asks for the same one.
+
+    Args:
+        value: A number, or numbers.
+        dtype: Its type.
+    """
+    key = tuple(value) if isinstance(value, Sequence) else value
+    return once(("constant", key, dtype), lambda: tf.constant(value, dtype))
+
+
+def once(key: tuple, make: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """What `make` gives, made once a graph; without a graph anew each time.
+
+    Args:
+        key: Tells it apart from all else that is kept so.
+        make: Depends on nothing but the key.
+    """
+    if tf.executing_eagerly():
+        return make()
+    kept = tf.compat.v1.get_default_graph().get_collection_ref(_KEPT)
+    if not kept:
+        kept.append({})
+    if key not in kept[0]:
+        # To be had before whatever the caller waits for.
+        with tf.control_dependencies(None):
+            kept[0][key] = make()
+    return kept[0][key]
+
+
+def with_gradient(
+    compute: Callable[..., tf.Tensor],
+    inputs: Sequence[tf.Tensor],
+    gradient: Callable[[tf.Tensor], Sequence[tf.Tensor]],
+) -> tf.Tensor:
+    """`compute` of the inputs, with a gradient of its own for every `tf.GradientTape`.
+
+    `tf.custom_gradient` does the same, and in a graph adds an identity for each input and one for all results. Where
+    no tape records, as in the gradient of a finished graph, the gradients are those of the operations of `compute`.
+
+    Args:
+        compute: Gives one tensor.
+        inputs: Its arguments, all with a gradient.
+        gradient: From that of the result to those of the inputs.
+    """
+    with record.stop_recording():
+        result = compute(*inputs)
+    record.record_operation("TfbigWithGradient", [result], list(inputs), gradient)
+    return result
