@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -299,16 +299,14 @@ def batches(
     if isinstance(augment, Parts) and split.fetch_part is None:
         raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
 
-    def planned() -> Iterator[tuple[np.ndarray, ...]]:
-        epoch, first_step = position()
-        for first in range(first_step, plan.steps_per_epoch, block):
-            several = range(first, min(first + block, plan.steps_per_epoch))
-            steps = [plan.indices(epoch, step) for step in several]
-            part = slice(*fetched_share.bounds(len(steps[0][0]))) if fetched_share else slice(None)
-            seeds = [plan.augmentation_seed(epoch, step) for step in several]
-            drawn = [_drawn(augment, seed, i[part]) for seed, (i, _) in zip(seeds, steps, strict=True)]
-            columns = [i[part] for i, _ in steps], [w[part] for _, w in steps], seeds, drawn
-            yield tuple(map(np.stack, columns))
+    def planned(epoch: np.int64, first: np.int64) -> tuple[np.ndarray, ...]:
+        several = range(int(first), min(int(first) + block, plan.steps_per_epoch))
+        steps = [plan.indices(int(epoch), step) for step in several]
+        part = slice(*fetched_share.bounds(len(steps[0][0]))) if fetched_share else slice(None)
+        seeds = [plan.augmentation_seed(int(epoch), step) for step in several]
+        drawn = [_drawn(augment, seed, i[part]) for seed, (i, _) in zip(seeds, steps, strict=True)]
+        columns = [i[part] for i, _ in steps], [w[part] for _, w in steps], seeds, drawn
+        return tuple(map(np.stack, columns))
 
     def fetch(index: tf.Tensor, drawn: tf.Tensor) -> Features:
         return augment.fetch(split, index, drawn) if isinstance(augment, Parts) else split.fetch(index)
@@ -319,15 +317,13 @@ def batches(
     block = _STEPS_AT_ONCE if length else 1
     if length is not None and fetched_share is not None:
         length = length // fetched_share.num_replicas * fetched_share.num_local
-    steps = tf.data.Dataset.from_generator(
-        planned,
-        output_signature=(
-            tf.TensorSpec([None, length], tf.int64),
-            tf.TensorSpec([None, length], tf.float32),
-            tf.TensorSpec([None, 2], tf.int32),
-            tf.TensorSpec([None, length, 5 if isinstance(augment, Parts) else 1], tf.float32),
-        ),
-    ).unbatch()
+    signature = (
+        tf.TensorSpec([None, length], tf.int64),
+        tf.TensorSpec([None, length], tf.float32),
+        tf.TensorSpec([None, 2], tf.int32),
+        tf.TensorSpec([None, length, 5 if isinstance(augment, Parts) else 1], tf.float32),
+    )
+    steps = _asked(planned, position, signature, num_steps=plan.steps_per_epoch, at_once=block).unbatch()
     with tf.device("CPU"):
         # Eager: handed to the graph by reference, not copied into it.
         labels = tf.constant(split.labels)
@@ -350,6 +346,32 @@ def batches(
         whole = _by_replica(whole, share, is_whole=fetched_share is None)
         num_steps *= share.num_local
     return whole.apply(tf.data.experimental.assert_cardinality(num_steps)).prefetch(ahead).with_options(_threads())
+
+
+def _asked(
+    planned: Callable[[np.int64, np.int64], tuple[np.ndarray, ...]],
+    position: Callable[[], tuple[int, int]],
+    signature: tuple[tf.TensorSpec, ...],
+    *,
+    num_steps: int,
+    at_once: int,
+) -> tf.data.Dataset:
+    """What Python says of an epoch's steps from `position` on: (epoch, first step) -> `at_once` steps, or fewer.
+
+    Not `Dataset.from_generator`: it has glibc give freed memory back to the kernel from then on, against `heap.py`.
+    """
+
+    def block(epoch: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        columns = tf.numpy_function(planned, [epoch, first], [spec.dtype for spec in signature])
+        return tuple(tf.ensure_shape(column, spec.shape) for column, spec in zip(columns, signature, strict=True))
+
+    def epoch_from(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.range(first, num_steps, at_once).map(lambda step: block(epoch, step))
+
+    def begin(_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(tf.numpy_function(lambda: tuple(map(np.int64, position())), [], [tf.int64, tf.int64]))
+
+    return tf.data.Dataset.from_tensors(0).map(begin).flat_map(epoch_from)
 
 
 def _threads() -> tf.data.Options:
