@@ -29,7 +29,7 @@ from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
 from tfbig.pipelines._workers import common_settings, common_versions, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
-from tfbig.startup import import_tensorflow
+from tfbig.startup import import_tensorflow, open_streams
 from tfbig.team import Team
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
@@ -51,6 +51,7 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, otherwise that of the TfbigError, 75 when interrupted.
     """
+    open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--help" in words or "-h" in words or "--help_all" in words:
         print_help(task, everything="--help_all" in words)
