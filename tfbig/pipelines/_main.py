@@ -209,7 +209,10 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
     here = {name: str(value) for name, value in _dotted_config(task, config).items()}
     export_there, export_here = there.pop("export.dir", None), here.pop("export.dir", None)
     here.pop(_WAITING)
-    changed = [f"{name} ({there.get(name)} there, {here[name]} here)" for name in here if here[name] != there.get(name)]
+    # A plain run has no settings of a search, and a space those of its fields.
+    names = [*here, *(name for name in there if name.startswith("tune.") and name not in here)]
+    changed = [f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in names
+               if here.get(name) != there.get(name)]  # fmt: skip
     if changed:
         raise UsageError(
             f"{run_directory.path} holds a run with other settings: {', '.join(changed[:3])}; choose another "
