@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tfbig import __version__, resources
 from tfbig.errors import Interrupted, TfbigError
-from tfbig.startup import import_tensorflow
+from tfbig.startup import import_tensorflow, open_streams
 
 _EXAMPLES = """examples:
   python -m tfbig list
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error (see tfbig.errors); 1 for one that nobody expected.
     """
+    open_streams()
     options = _parser().parse_args(arguments)
     shown = "%(name)s: %(message)s" if options.debug else "%(message)s"
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format=shown)

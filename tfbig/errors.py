@@ -6,13 +6,16 @@ line prints it without a traceback and exits with `exit_code`.
 
 from typing import Literal
 
+# What the system says where a disk, a user's share of it, or a file may not grow: ENOSPC, EDQUOT, EFBIG.
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+
 
 def shortage(error: BaseException) -> Literal["disk", "memory"] | None:
     """What any library's error says that the machine has too little of; None where it says nothing of that.
 
     The disk first: TensorFlow's error of a full disk has the type that it has for too small a memory.
     """
-    if "No space left on device" in str(error):
+    if any(words in str(error) for words in _FULL):
         return "disk"
     # By name, for TensorFlow may not be loaded.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"

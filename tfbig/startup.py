@@ -33,6 +33,16 @@ _AT_FIRST_USE = (
 )
 
 
+def open_streams() -> None:
+    """Opens what a process was started without of stdin, stdout and stderr.
+
+    Otherwise the first files that it opens take their descriptors, and native libraries write into those.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 def import_tensorflow(*, show_log: bool = False) -> None:
     """Import TensorFlow and find its devices, keeping what the native libraries print off stderr.
 

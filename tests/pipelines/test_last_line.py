@@ -22,6 +22,13 @@ def test_a_name_that_cannot_be_shown_costs_no_result(encoding: str, monkeypatch:
         assert json.loads(raw.getvalue().splitlines()[-1]) == result
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_process_without_streams_has_its_exit_code(closed: str, tmp_path: Path, project_root: Path) -> None:
+    command = f'"{sys.executable}" -m tfbig.pipelines.image_finetune --data.source "folder:{tmp_path}" {closed}'
+    done = subprocess.run(["bash", "-c", command], cwd=project_root, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (3, "")
+
+
 def test_a_reader_that_is_gone_changes_no_exit_code(project_root: Path) -> None:
     code = "import sys; from tfbig.pipelines._main import _print_last; sys.stdin.read(); _print_last({'epsilon': None})"
     process = subprocess.Popen(

@@ -73,8 +73,15 @@ def test_a_search_is_runs_of_their_own_and_its_best_is_judged_alone(
     capsys.readouterr()
     assert main(TASK, arguments) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
-    assert main(TASK, [*arguments, "--tune.max_trials", "2"]) == 2
-    assert "other settings" in capsys.readouterr().err
+    # Neither a smaller search, nor one of a part of the space, nor a plain run is told that it is finished.
+    others = (
+        [*arguments, "--tune.max_trials", "2"],
+        [*arguments, "--tune.space.options.label_smoothing", "null"],
+        [*SMALL, "--run_dir", str(run)],
+    )
+    for other in others:
+        assert main(TASK, other) == 2
+        assert "other settings: tune." in capsys.readouterr().err
 
 
 def test_more_trials_are_the_same_search_but_not_of_a_private_one(

@@ -9,7 +9,7 @@ import dp_accounting
 import pytest
 from dp_accounting import dp_event, pld, rdp
 
-from tfbig.errors import UsageError
+from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.pipelines._command_line import parse
 from tfbig.pipelines._main import main
@@ -78,6 +78,22 @@ def test_a_private_search_promises_one_epsilon_and_charges_it_once(
     assert main(TASK, arguments) == 0
     assert _json(ledger)["datasets"] == [dataset]
     assert len(_json(run / "search.json")["trials"]) == len(search["trials"])
+
+
+def test_a_plan_comes_back_from_the_journal_and_a_damaged_one_does_not() -> None:
+    config = parse(TASK, [*PUBLIC, "--dp.noise_multiplier", "1", "--tune.max_trials", "2"])
+    plan = privacy.plan(config, num_examples=200)
+    content = json.loads(json.dumps(plan.to_json()))
+    assert privacy.from_json(content) == plan
+    mechanism = content["selection"]["mechanism"]
+    for damaged in (
+        {},
+        {**content, "selection": None},
+        {name: value for name, value in content.items() if name != "seed"},
+        {**content, "selection": {**content["selection"], "mechanism": {**mechanism, "sampling": "none"}}},
+    ):
+        with pytest.raises(EnvironmentFault, match="damaged.*--resume never"):
+            privacy.from_json(damaged)
 
 
 def test_a_search_beyond_the_budget_runs_no_trial(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -252,6 +252,17 @@ def test_a_kill_half_way_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in cache.folder.iterdir()] == [f"{KEY}.features"]
 
 
+def test_a_clock_that_was_set_back_keeps_nothing_for_ever(tmp_path: Path) -> None:
+    cache = _cache(tmp_path)
+    _keep(cache)
+    left = cache.folder / f".{KEY}.1a.partial"
+    for remove in (cache.clear, lambda: _keep(cache, KEY[::-1])):
+        left.touch()
+        os.utime(left, (time.time() + 1e6,) * 2)
+        remove()
+        assert not left.exists()
+
+
 def test_two_writers_at_once_give_one_whole_entry(tmp_path: Path) -> None:
     both = threading.Barrier(2)
     kept = []

@@ -29,7 +29,7 @@ from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
 from tfbig.pipelines._workers import common_settings, common_versions, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
-from tfbig.startup import import_tensorflow
+from tfbig.startup import import_tensorflow, open_streams
 from tfbig.team import Team
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
@@ -52,6 +52,7 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, otherwise that of the TfbigError, 75 when interrupted.
     """
+    open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--help" in words or "-h" in words or "--help_all" in words:
         print_help(task, everything="--help_all" in words)
@@ -216,8 +217,11 @@ def _earlier_result(task: Task, config: RunConfig, run_directory: RunDirectory) 
     had = there.get(_TRIALS, "")
     grows = _may_grow(config) and had.isdecimal() and int(had) < int(here[_TRIALS])
     if grows:
-        here.pop(_TRIALS)
-    changed = [f"{name} ({there.get(name)} there, {here[name]} here)" for name in here if here[name] != there.get(name)]
+        there[_TRIALS] = here[_TRIALS]
+    # A plain run has no settings of a search, and a space those of its fields.
+    names = [*here, *(name for name in there if name.startswith("tune.") and name not in here)]
+    changed = [f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in names
+               if here.get(name) != there.get(name)]  # fmt: skip
     if changed:
         raise UsageError(
             f"{run_directory.path} holds a run with other settings: {', '.join(changed[:3])}; choose another "

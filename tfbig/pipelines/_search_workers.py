@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import signal
@@ -100,9 +101,7 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
     devices = devices_of_workers(num_workers)
     with held(task, config) as (run_directory, finished):
         if finished is not None:
-            from json import dumps
-
-            return dumps(finished[0], ensure_ascii=False)
+            return json.dumps(finished[0])
         command = [sys.executable, "-m", module, *words, *options, f"--run_dir={run_directory.path}"]
         workers = [_Worker(number, command, devices[number]) for number in range(num_workers)]
         with begun(task, config, run_directory):

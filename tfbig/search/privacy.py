@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfbig.config import RunConfig
+from tfbig.errors import EnvironmentFault
 from tfbig.gradients.private.accounting import pld_grid
 from tfbig.gradients.private.ledger import BudgetLedger
 from tfbig.gradients.private.mechanism import Mechanism
@@ -86,11 +87,21 @@ def plan(config: RunConfig, *, num_examples: int) -> PrivateSearch:
 
 
 def from_json(content: Mapping[str, object]) -> PrivateSearch:
-    """What `to_json` gave."""
+    """What `to_json` gave.
+
+    Raises:
+        EnvironmentFault: It is something else.
+    """
     facts = dict(content)
-    selection = dict(facts.pop("selection"))  # type: ignore[call-overload]
-    mechanism = Mechanism(**selection.pop("mechanism"))
-    return PrivateSearch(Selection(mechanism, **selection), **facts)  # type: ignore[arg-type]
+    try:
+        selection = dict(facts.pop("selection"))  # type: ignore[call-overload]
+        mechanism = Mechanism(**selection.pop("mechanism"))
+        return PrivateSearch(Selection(mechanism, **selection), **facts)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EnvironmentFault(
+            "The plan in the private search's journal is damaged, without which it cannot go on as it began; put a "
+            "copy back, or search anew with --resume never."
+        ) from error
 
 
 def charge(

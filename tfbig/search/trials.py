@@ -252,7 +252,7 @@ def planned(
     journal = Journal(folder)
     with journal.locked():
         lines = journal.news()
-        if lines and lines[0]["event"] != "plan":
+        if lines and (lines[0].get("event") != "plan" or not _is_entry(lines[0], ())):
             raise UsageError(_OTHER_SEARCH.format(folder))
         if lines:
             plan = lines[0]["plan"]

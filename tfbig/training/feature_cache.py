@@ -182,7 +182,8 @@ class FeatureCache:
     def _remove_stale(self, *, age_s: float) -> None:
         for path in self._files(_PARTIAL):
             with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-                if time.time() - path.stat().st_mtime >= age_s:
+                # One of the future is old too: the clock was set back since.
+                if abs(time.time() - path.stat().st_mtime) >= age_s:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
