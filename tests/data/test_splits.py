@@ -115,3 +115,28 @@ def test_the_indices_of_a_subset_are_no_part_of_the_graph() -> None:
     graph = traced.get_concrete_function().graph.as_graph_def()
     assert graph.ByteSize() < 10_000
     assert traced(tf.constant([3, 5], tf.int64)).numpy().tolist() == [3, 5]
+
+
+def test_each_iteration_goes_on_from_the_step_it_is_told() -> None:
+    # More steps than Python is asked for at once, from within such a block.
+    plan, begin = IndexPlan(150, 2, seed=4), [1, 37]
+    asked = []
+
+    def position() -> tuple[int, int]:
+        asked.append(tuple(begin))
+        return begin[0], begin[1]
+
+    dataset = batches(array_split(np.arange(150)[:, None], np.arange(150)), plan, position=position)
+    for begin[0] in (1, 2):
+        asked.clear()
+        seen = [(x[:, 0].numpy(), weight.numpy()) for x, _, weight in dataset]
+        assert asked == [(begin[0], 37)]
+        wanted = [plan.indices(begin[0], step) for step in range(37, 75)]
+        np.testing.assert_array_equal(seen, wanted)
+
+
+def test_no_dataset_has_glibc_give_freed_memory_back() -> None:
+    # TensorFlow's GeneratorDataset calls mallopt, which undoes heap.py.
+    dataset = batches(array_split(np.zeros((4, 1)), np.zeros(4, int)), IndexPlan(4, 2))
+    graph = tf.raw_ops.DatasetToGraphV2(input_dataset=dataset._variant_tensor, external_state_policy=1).numpy()
+    assert b"MapDataset" in graph and b"GeneratorDataset" not in graph

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import tensorflow as tf
 
 from tfbig.data.images import EXTENSIONS
 from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
+from tfbig.data.paths import Paths
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded
@@ -47,7 +49,8 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     if not root.is_dir():
         raise DataError(f"folder: expected a folder of images, but {path} {_what(root)}; give folder:PATH.")
     roles = _split_folders(root, split_names)
-    found: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, Paths]] = {}
+    start = len(os.path.join(root, ""))
     ignored: list[str] = []
     try:
         for role, folder in roles.items():
@@ -56,7 +59,7 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
                 is_folder = _is_dir(child)
                 if is_folder and not _is_clutter(child.name):
                     above = (_identity(root), _identity(folder))
-                    found[role][child.name] = _walk(child.path, above, ignored)
+                    found[role][child.name] = Paths(path[start:] for path in _walk(child.path, above, ignored))
                 elif not is_folder:
                     ignored.append(child.path)
     except OSError as error:
@@ -68,11 +71,12 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
             f"folder:{path} has class folders whose names are not one line of plain UTF-8 text: {quoted(unreadable)}; "
             "rename them."
         )
-    splits, start = {}, len(os.path.join(root, ""))
+    splits = {}
     for role, classes in found.items():
-        names = [path[start:] for name in class_names for path in classes.get(name, [])]
-        sizes = [len(classes.get(name, [])) for name in class_names]
-        splits[role] = file_split(root, names, np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+        of_class = [classes.get(name, ()) for name in class_names]
+        sizes = [len(names) for names in of_class]
+        labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        splits[role] = file_split(root, Paths(chain.from_iterable(of_class)), labels)
     left_out = tuple(sorted(path[start:] for path in ignored))
     return Listing(splits, class_names, ignored=left_out, directory=str(root))
 
@@ -135,17 +139,26 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
         names: N paths, relative to it or absolute.
         labels: As in `Split`.
     """
-    # An eager constant is handed to each graph by reference, not copied into it.
-    table = tf.constant([os.fsencode(os.path.join(directory, name)) for name in names], tf.string, shape=[len(names)])
+    paths = names if isinstance(names, Paths) else Paths(names)
+    content, ends = paths.whole()
+    # Eager constants are handed to each graph by reference, not copied into it.
+    everything, ends_of, start = tf.constant(content), tf.constant(ends), os.fsencode(os.path.join(directory, ""))
+
+    def path(index: tf.Tensor) -> tf.Tensor:
+        end = tf.gather(ends_of, index)
+        begin = tf.where(index > 0, tf.gather(ends_of, tf.maximum(index - 1, 0)), 0)
+        name = tf.strings.substr(everything, begin, end - begin)
+        # As os.path.join has it: an absolute path stands for itself.
+        return tf.where(tf.strings.substr(name, 0, 1) == os.sep, name, start + name)
 
     def payload(index: int) -> bytes:
-        path = Path(directory, names[index])
+        file = Path(directory, paths[index])
         # A pipe would be waited for, and a device may never end.
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(file.stat().st_mode):
             raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and no file")
-        return path.read_bytes()
+        return file.read_bytes()
 
-    return Split(lambda i: tf.io.read_file(tf.gather(table, i)), labels, names, payload)
+    return Split(lambda i: tf.io.read_file(path(i)), labels, paths, payload)
 
 
 def _what(path: Path) -> str:
@@ -222,7 +235,7 @@ def _holds_only_folders(folder: str) -> bool:
     return any(_is_dir(c) for c in children) and not any(not _is_dir(c) and _is_image(c.name) for c in children)
 
 
-def _class_names(path: str, found: Mapping[str, Mapping[str, list[str]]]) -> tuple[str, ...]:
+def _class_names(path: str, found: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[str, ...]:
     names = {name for classes in found.values() for name in classes}
     filled = {name for classes in found.values() for name, paths in classes.items() if paths}
     if not filled:

@@ -7,6 +7,7 @@ that a run keeps as data_manifest.json. Contents are compared by BLAKE2b (RFC 76
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from tfbig.data import images
 from tfbig.data.known_files import KnownFiles
+from tfbig.data.paths import name_order
 from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)
@@ -168,16 +170,17 @@ def _class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
 def _fingerprint(splits: Mapping[str, Split], digests: Mapping[str, np.ndarray]) -> str:
     """A hash over every example's split, name, content and label, in an order of its own."""
     found = hashlib.blake2b(digest_size=16)
-    # Role by role, and no line twice in memory: a million of them are the largest thing that a start holds.
     for role in sorted(splits):
         split = splits[role]
-        lines = [
-            f"{role}\0{name}\0{content.decode()}\0{label.tolist()}\n"
-            for name, content, label in zip(split.names, digests[role], split.labels, strict=True)
-        ]
-        lines.sort()
-        for line in lines:
-            found.update(line.encode("utf-8", "surrogateescape"))
+
+        def line(index: int, role: str = role, split: Split = split) -> str:
+            label = split.labels[index].tolist()
+            return f"{role}\0{split.names[index]}\0{digests[role][index].decode()}\0{label}\n"
+
+        # By name, and the lines of one name by the rest of them: all lines in order, and never many in memory.
+        for _, same in itertools.groupby(name_order(split.names).tolist(), key=split.names.__getitem__):
+            for one in sorted(map(line, same)):
+                found.update(one.encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 

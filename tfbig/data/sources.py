@@ -170,8 +170,10 @@ def _readable(
     for role, split in listing.splits.items():
         found = inspect(split, known)
         unreadable.update({split.names[i]: reason for i, reason in found.faults.items()})
-        good = np.setdiff1d(np.arange(len(split)), list(found.faults))
-        splits[role], digests[role] = split.subset(good), found.digests[good]
+        splits[role], digests[role] = split, found.digests
+        if found.faults:
+            good = np.setdiff1d(np.arange(len(split)), list(found.faults))
+            splits[role], digests[role] = split.subset(good), found.digests[good]
     if known is not None:
         known.keep()
     if unreadable and on_bad == "fail":

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data import parts
+from tfbig.data.paths import chosen
 from tfbig.data.sampling import Plan, derived_key, padded_length, secret_augmentation_seed
 from tfbig.errors import UsageError
 
@@ -76,15 +77,16 @@ class Split:
 
     def subset(self, indices: np.ndarray) -> Split:
         """The same examples under new indices 0..len(indices)-1."""
-        table = np.asarray(indices, np.int64)
         fetch, payload, gather, fetch_part = self.fetch, self.payload, self.gather, self.fetch_part
         with tf.device("CPU"):
             # Eager: handed to the graph by reference. A million indices as a constant would be copied with it.
-            where = tf.constant(table)
+            where = tf.constant(np.asarray(indices, np.int64))
+        # The memory of the tensor, not more of it.
+        table = np.asarray(memoryview(where))
         return Split(
             fetch=lambda i: fetch(tf.gather(where, i)),
             labels=self.labels[table],
-            names=[self.names[i] for i in table],
+            names=chosen(self.names, table),
             payload=None if payload is None else lambda i: payload(int(table[i])),
             gather=None if gather is None else lambda i: gather(tf.gather(where, i)),
             fetch_part=None if fetch_part is None else lambda i, part: fetch_part(tf.gather(where, i), part),

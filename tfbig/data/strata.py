@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfbig.data.paths import name_order
+
 
 def too_few(labels: np.ndarray, digests: np.ndarray) -> list[int]:
     """Classes with fewer than two different examples, which no draw can part; labels (N,), digests (N,)."""
@@ -68,7 +70,7 @@ def sample(labels: np.ndarray, names: Sequence[str], *, limit: int, seed: Sequen
     if limit >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
-    order = rng.permutation(_name_order(names))
+    order = rng.permutation(name_order(names))
     if labels.ndim == 2:
         chosen = _draw_multi_label(labels[order], np.ones(len(order), int), limit / len(order), rng)
         # The shares of the labels decide how many are drawn; the limit is exact.
@@ -85,18 +87,13 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
-def _name_order(names: Sequence[str]) -> np.ndarray:
-    """Indices in the order of their names; not by an array of names, which is as wide as the longest of them."""
-    return np.array(sorted(range(len(names)), key=names.__getitem__), int)
-
-
 def _units(digests: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Groups of identical examples in the order of their smallest names.
 
     Returns:
         (U,) index of each unit's first example, (N,) unit of each example, (U,) number of examples.
     """
-    by_name = _name_order(names)
+    by_name = name_order(names)
     _, first, inverse = np.unique(digests[by_name], return_index=True, return_inverse=True)
     rank = np.empty(len(first), int)
     rank[np.argsort(first)] = np.arange(len(first))
