@@ -44,11 +44,7 @@ def _is_chosen(variables: Mapping[str, str]) -> bool:
 
 
 def _advise_huge_pages(libc: ctypes.CDLL) -> None:
-    """Marks where the heap will grow: as much as half of the machine's memory, of which nothing is touched here.
-
-    A block behind it stays taken, for glibc gives the free end of a heap back, and its mark with it: not by itself any
-    more, but protobuf has it do so (`malloc_trim`) after every 10,000 messages, of which a traced graph has more.
-    """
+    """Marks where the heap will grow: as much as half of the machine's memory, of which nothing is touched here."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -59,6 +55,4 @@ def _advise_huge_pages(libc: ctypes.CDLL) -> None:
     first = -(-block // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
     # Advice: where the kernel has no such pages, or never gives them, nothing is lost.
     libc.madvise(first, (block + size - first) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES, _MADV_HUGEPAGE)
-    # Larger than any free block below, so that it lies behind; only its first page is touched.
-    libc.malloc(_STEP_BYTES)
     libc.free(block)
