@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,28 +27,10 @@ print(is_set, faults[-1])
 """
 
 
-# How many pages are mapped anew where 64 MB are written after all that is free was given back, as protobuf does it.
-FAULTS_AFTER_TRIM = """
-import ctypes, resource
-from tfbig.heap import keep_heap
-is_set = keep_heap()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-libc.malloc_trim.argtypes = [ctypes.c_size_t]
-libc.malloc_trim(0)
-block = libc.malloc(64 * 2**20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-libc.memset(block, 1, 64 * 2**20)
-print(is_set, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-def _faults(script: str = FAULTS, **variables: str) -> tuple[str, int]:
+def _faults(**variables: str) -> tuple[str, int]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**kept, **variables}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FAULTS], env={**kept, **variables}, capture_output=True, text=True, check=True
     )
     is_set, num_faults = done.stdout.split()
     return is_set, int(num_faults)
@@ -62,16 +43,6 @@ def test_memory_that_is_freed_is_taken_again_without_faults() -> None:
     assert num_faults < 100
     # NumPy itself asks for pages of 2 MiB, so this is fewer than 64 MB of small ones.
     assert _faults(MALLOC_ARENA_MAX="4")[1] >= 10
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="the kernel gives no huge pages"
-)
-def test_pages_stay_huge_after_a_library_has_trimmed_the_heap() -> None:
-    is_set, num_faults = _faults(FAULTS_AFTER_TRIM)
-    assert is_set == "True"
-    # 16,384 of 4 KiB, 32 of 2 MiB; some of either where the memory is in pieces.
-    assert num_faults < 8_000
 
 
 @pytest.mark.parametrize(

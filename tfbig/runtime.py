@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+from tensorflow.python.eager import context
 
 from tfbig.errors import EnvironmentFault
 from tfbig.heap import keep_heap
@@ -44,10 +46,34 @@ def runtime(
     if exact_float32:
         tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
-        yield distribution or _strategy(strategy)
+        with _graphs_rewritten_once():
+            yield distribution or _strategy(strategy)
     finally:
         keras.config.set_dtype_policy(before)
         tf.config.experimental.enable_tensor_float_32_execution(tf32_before)
+
+
+@contextlib.contextmanager
+def _graphs_rewritten_once() -> Iterator[None]:
+    """The graph optimizer goes once, not twice, over each function that this thread runs first inside the block.
+
+    The second time it finds next to nothing. Where there is no GPU it also does not look for other layouts of pictures,
+    and for what to keep on the host where the device's memory is too small.
+    """
+    ours = context.context()
+    before = ours.function_call_options
+    # With the user's own settings.
+    config = config_pb2.ConfigProto.FromString(before.config_proto_serialized)
+    rewrites = config.graph_options.rewrite_options
+    rewrites.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    if not tf.config.list_physical_devices("GPU"):
+        rewrites.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+        rewrites.layout_optimizer = rewriter_config_pb2.RewriterConfig.OFF
+    ours.function_call_options = context.FunctionCallOptions(executor_type=before.executor_type, config_proto=config)
+    try:
+        yield
+    finally:
+        ours.function_call_options = before
 
 
 def _strategy(name: str) -> tf.distribute.Strategy:
@@ -60,8 +86,6 @@ def _strategy(name: str) -> tf.distribute.Strategy:
 
 def _over_workers(team: Team) -> tf.distribute.Strategy:
     """The strategy over all workers of TF_CONFIG, and the end of its waiting where one of them is lost."""
-    from tensorflow.python.eager import context
-
     team.wait_for_all()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
 

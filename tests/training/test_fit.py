@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -17,12 +18,13 @@ from tfbig.networks.backbones import Backbone
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime
 from tfbig.training import assembly as assembling
-from tfbig.training import checkpoints, features, fit
+from tfbig.training import callbacks, checkpoints, features, fit
 from tfbig.training.assembly import Assembly, assemble
 from tfbig.training.callbacks import Ledger, Monitor
 from tfbig.training.optimizers import WarmupCosine, make_optimizer, without_decay
 from tfbig.training.run_directory import open_run
 from tfbig.training.task import Task
+from tfbig.training.tensorboard import TensorBoardLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,29 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
     )
     assert kept["loss"] == pytest.approx(losses[best], rel=1e-5)
     assert checkpoints.read(tmp_path / "run" / "checkpoints" / "best.npz").meta["epoch"] == best + 1
+
+
+def test_what_the_first_step_does_not_need_comes_after_it_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def noted(name: str, function: Callable) -> Callable:
+        def call(*args: object, **settings: object) -> object:
+            made.append(name)
+            return function(*args, **settings)
+
+        return call
+
+    hyperparameters = TensorBoardLog._write_hyperparameters
+    monkeypatch.setattr(TensorBoardLog, "_write_hyperparameters", noted("hyperparameters", hyperparameters))
+    monkeypatch.setattr(fit, "fed", noted("batches", fit.fed))
+    # Of a step the first that fit is told.
+    counted = callbacks.DivergenceGuard.on_train_batch_end
+    monkeypatch.setattr(callbacks.DivergenceGuard, "on_train_batch_end", noted("step", counted))
+    _, ledger = _fit(dataclasses.replace(_config(epochs=2), data=DataConfig(batch_size=64)), tmp_path / "run")
+    assert made == ["batches", "step", "hyperparameters", "step", "batches", "step", "step"]
+    assert [row["val_loss"] > 0 for row in ledger.history] == [True, True]
 
 
 def test_keep_last_keeps_the_last(tmp_path: Path) -> None:

@@ -99,21 +99,20 @@ def _pointwise(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 
 def _by_product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """A convolution of 1 by 1 as a product of matrices, and so both of its gradients."""
     channels, filters = kernel.shape[2:]
-    flat = _reshaped(x, [-1, channels])
-    result = _product(flat, _reshaped(kernel, [channels, filters]), bias)  # (N, F)
-    return _reshaped(result, [-1, *x.shape[1:3], filters])  # (B, H, W, F)
-
-
-def _product(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """(N, C), (C, F) and (F,) to (N, F)."""
+    factors: list[tf.Tensor] = []  # (N, C) and (C, F)
 
     def compute(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-        return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+        factors.extend((_reshaped(x, [-1, channels]), _reshaped(kernel, [channels, filters])))
+        result = tf.nn.bias_add(tf.matmul(*factors), bias)  # (N, F)
+        return _reshaped(result, [-1, *x.shape[1:3], filters])  # (B, H, W, F)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        of_x = tf.matmul(upstream, kernel, transpose_b=True)
-        return of_x, tf.matmul(x, upstream, transpose_a=True), _summed(upstream)
+        flat = _reshaped(upstream, [-1, filters])  # (N, F)
+        of_x = tf.matmul(flat, factors[1], transpose_b=True)
+        of_kernel = tf.matmul(factors[0], flat, transpose_a=True)
+        return _reshaped(of_x, [-1, *x.shape[1:]]), _reshaped(of_kernel, kernel.shape), _summed(flat)
 
     return with_gradient(compute, (x, kernel, bias), gradient)
 

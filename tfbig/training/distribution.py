@@ -4,9 +4,9 @@ Keras 3's fit breaks under MultiWorkerMirroredStrategy in two places: it builds 
 over the replicas, and it averages scalar logs along a batch axis. `Learner` is built already and needs no such batch,
 and its steps are made here, as Keras's own documentation lets `make_train_function` be replaced. That is less than a
 training loop of our own, which would have to do again what Keras's fit does for the callbacks, validation and epochs.
-Nothing of Keras is patched, but two private names are relied on: `Learner` overrides `_maybe_symbolic_build`, and `fed`
-sets a dataset's `_cardinality`; the test that trains on two processes sees whether a version still has them. Used by
-learner.py, fit.py and state.py.
+Nothing of Keras is patched, but three private names are relied on: `Learner` overrides `_maybe_symbolic_build`, `fed`
+sets a dataset's `_cardinality`, and `FedLater` is a `DataAdapter`; the test that trains on two processes sees whether a
+version still has them. Used by learner.py, fit.py and state.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from tfbig.data.sampling import Plan
 from tfbig.data.splits import Augment, Share, Split, batches
@@ -61,6 +62,29 @@ def fed(
     # Keras counts steps by it; TensorFlow counted the elements of a host, one for each of its replicas.
     distributed._cardinality = np.int64(plan.steps_per_epoch - position()[1])
     return distributed
+
+
+class FedLater(DataAdapter):
+    """What `fed` gives, made when Keras's fit first asks for it: validation data no sooner than a validation.
+
+    Args:
+        make: Calls `fed`.
+        num_batches: How many steps it has.
+    """
+
+    def __init__(
+        self, make: Callable[[], tf.data.Dataset | tf.distribute.DistributedDataset], num_batches: int
+    ) -> None:
+        self._make, self._num_batches = make, num_batches
+
+    def get_tf_dataset(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+        """The batches; Keras asks once a fit."""
+        return self._make()
+
+    @property
+    def num_batches(self) -> int:
+        """Steps of a validation."""
+        return self._num_batches
 
 
 def step_function(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tfbig.team import Team
 from tfbig.training import callbacks, checkpoints, private_state
 from tfbig.training.assembly import Assembly, monitor_of
 from tfbig.training.callback_list import StepCallbacks
-from tfbig.training.distribution import fed
+from tfbig.training.distribution import FedLater, fed
 from tfbig.training.privacy import NOT_PRIVATE, BudgetGuard, BudgetSpent, Privacy, PrivacyMeter
 from tfbig.training.progress import progress
 from tfbig.training.run_directory import RunDirectory
@@ -170,7 +171,8 @@ def _train(
     validation = None
     if assembly.validation is not None:
         whole = IndexPlan(len(assembly.validation), assembly.physical_batch_size, shuffle=False)
-        validation = fed(learner.distribute_strategy, assembly.validation, whole)
+        make = functools.partial(fed, learner.distribute_strategy, assembly.validation, whole)
+        validation = FedLater(make, whole.steps_per_epoch)
     with signals.caught(), contextlib.ExitStack() as stack:
         for callback in shown:
             stack.enter_context(contextlib.closing(callback))

@@ -23,9 +23,10 @@ class TensorBoardLog(keras.callbacks.Callback):
     Args:
         folder: The log directory.
         ledger: Gives the figures of the epochs so far.
-        hyperparameters: Dotted flag -> number, string or bool.
+        hyperparameters: Dotted flag -> number, string or bool; written after a step, for which nobody should wait
+            longer.
         first_batch: Gives the (B, ...) features of the run's first step, shown where they are pictures (B, H, W, 1 or
-            3) in [0, 1]. Asked after a step, for which nobody should wait longer.
+            3) in [0, 1]. Asked after a step, too.
         notice: Said beside the figures; None for nothing.
         graph: Network whose graph is written.
         profile_steps: First and last global step to profile.
@@ -44,20 +45,18 @@ class TensorBoardLog(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._folder, self._ledger = folder, ledger
-        self._hyperparameters, self._first_batch, self._graph = hyperparameters, first_batch, graph
+        self._hyperparameters: Mapping[str, str | float | bool] | None = hyperparameters
+        self._first_batch, self._graph = first_batch, graph
         self._notice = notice
         self._profile_steps, self._profiling = profile_steps, False
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
     def open(self) -> None:
         """Starts the log anew from the ledger."""
-        from tensorboard.plugins.hparams import api as hparams
-
         for name in ("train", "validation"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
             self._writers[name] = tf.summary.create_file_writer(str(self._folder / name))
         with self._writers["train"].as_default(step=0):
-            hparams.hparams(dict(self._hyperparameters))
             if self._notice is not None:
                 tf.summary.text("notice", self._notice)
             if self._graph is not None:
@@ -74,7 +73,10 @@ class TensorBoardLog(keras.callbacks.Callback):
             self._profiling = True
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Shows the first batch, and stops the profile."""
+        """Shows settings and the first batch once there is a step, and stops the profile."""
+        if self._hyperparameters is not None:
+            self._write_hyperparameters(self._hyperparameters)
+            self._hyperparameters = None
         if self._first_batch is not None:
             pictures, self._first_batch = self._first_batch(), None
             if _are_pictures(pictures):
@@ -93,6 +95,13 @@ class TensorBoardLog(keras.callbacks.Callback):
             self._stop_profile()
         for writer in self._writers.values():
             writer.close()
+
+    def _write_hyperparameters(self, values: Mapping[str, str | float | bool]) -> None:
+        # The plugin takes as long to import as the step of a small network.
+        from tensorboard.plugins.hparams import api as hparams
+
+        with self._writers["train"].as_default(step=0):
+            hparams.hparams(dict(values))
 
     def _stop_profile(self) -> None:
         tf.profiler.experimental.stop()

@@ -99,8 +99,13 @@ def base_python() -> str:
 
 
 def clean_variables() -> dict[str, str]:
-    """Environment variables of this process without those that let packages from elsewhere in."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    """Environment variables of this process without those that let packages from elsewhere in.
+
+    Nor the one that forbids to keep bytecode: pip compiled every peer's packages, and this checkout, which nobody
+    installed, would be compiled anew by each process.
+    """
+    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "PYTHONNOUSERSITE": "1"}
 
 
