@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Split, array_split
 from tfbig.training import feature_cache, features
 from tfbig.training import feature_key as feature_key_module
 from tfbig.training.feature_cache import FeatureCache

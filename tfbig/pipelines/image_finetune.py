@@ -17,7 +17,8 @@ from tfbig.pipelines.job import Task, main
 if TYPE_CHECKING:
     import keras
 
-    from tfbig.data.splits import Augment, DataSpec, Splits
+    from tfbig.data.batches import Augment
+    from tfbig.data.splits import DataSpec, Splits
     from tfbig.objectives.supervised import Objective
     from tfbig.serving.export import Signature
 

@@ -17,8 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfbig.data.batches import Augment, Share, batches
 from tfbig.data.sampling import Plan
-from tfbig.data.splits import Augment, Share, Split, batches
+from tfbig.data.splits import Split
 from tfbig.training.device import on_device
 
 _CHUNK = 2**24

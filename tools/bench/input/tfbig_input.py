@@ -13,7 +13,8 @@ from scripts import arguments
 
 import tfbig
 from tfbig.config import DataConfig, RunConfig, RuntimeConfig
-from tfbig.data.splits import IndexPlan, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.pipelines.image_finetune import TASK, ImageOptions
 from tfbig.runtime import runtime
 
