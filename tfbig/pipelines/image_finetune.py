@@ -48,11 +48,12 @@ class ImageOptions:
 
 
 def load(config: RunConfig) -> Splits:
-    """Encoded images and their labels, from the source that the user names."""
+    """Images, encoded or those to train on decoded, and their labels, from the source that the user names."""
+    from tfbig.data.decoded import kept
     from tfbig.data.sources import load_images
 
     data = config.data
-    return load_images(
+    splits = load_images(
         data.source,
         directory=data.dir,
         train_split=data.train_split,
@@ -67,6 +68,7 @@ def load(config: RunConfig) -> Splits:
         seed=config.runtime.seed,
         offline=config.runtime.offline,
     )
+    return replace(splits, train=kept(splits.train, data.decoded_gb)) if data.decoded_gb else splits
 
 
 def build(config: RunConfig, spec: DataSpec) -> keras.Model:

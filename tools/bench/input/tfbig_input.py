@@ -23,7 +23,7 @@ _NUM_STEPS = 100_000
 
 
 def main() -> None:
-    args = arguments()
+    args = arguments("--decoded_gb")
     with runtime(strategy="none", precision="float32", seed=args.seed):
         read_batches(args)
 
@@ -31,7 +31,7 @@ def main() -> None:
 def read_batches(args: argparse.Namespace) -> None:
     """Goes on until the process is killed."""
     config = RunConfig(
-        data=DataConfig(source=f"folder:{args.folder}", batch_size=read.BATCH_SIZE),
+        data=DataConfig(source=f"folder:{args.folder}", batch_size=read.BATCH_SIZE, decoded_gb=float(args.decoded_gb)),
         runtime=RuntimeConfig(seed=args.seed),
         options=ImageOptions(augment="resized_crop,flip"),
     )
