@@ -50,6 +50,8 @@ class DataConfig:
         limit: At most this many examples of each split, stratified by class.
         image_size: Height and width in pixels; by default what the backbone was made for.
         on_bad: What to do with a file that cannot be read: fail, or skip and count it in the manifest.
+        decoded_gb: Keep the decoded training pictures in memory if they fit into this many gigabytes (3 bytes a pixel);
+            0 decodes them anew in each epoch.
         class_weights: balanced weighs each class by the inverse of its frequency in train.
         path_column: csv: column of the file paths.
         label_column: csv: column of the labels; several in a cell, separated by |, make it multi-label.
@@ -66,6 +68,7 @@ class DataConfig:
     limit: int | None = None
     image_size: int | None = None
     on_bad: Literal["fail", "skip"] = "fail"
+    decoded_gb: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     path_column: str = "path"
     label_column: str = "label"
@@ -79,6 +82,7 @@ class DataConfig:
         _at_least("data.limit", self.limit, 1)
         size = self.image_size
         _require(size is None or 8 <= size <= 65536, "data.image_size", "between 8 and 65536 pixels", size)
+        _at_least("data.decoded_gb", self.decoded_gb, 0, " gigabytes")
 
 
 @dataclass(frozen=True)

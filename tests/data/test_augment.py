@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tfbig.data.augment import NAMES, augmentation
-from tfbig.data.splits import Batch, Parts
+from tfbig.data.batches import Parts
+from tfbig.data.splits import Batch
 from tfbig.errors import UsageError
 
 _RNG = np.random.default_rng(0)

@@ -10,8 +10,10 @@ from PIL import Image
 
 from tfbig.data import images
 from tfbig.data.augment import augmentation
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.parts import parts
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
+from tfbig.data.splits import Split, array_split
 
 _RNG = np.random.default_rng(0)
 # Noise: the hardest case for a JPEG decoder.

@@ -8,8 +8,10 @@ import tensorflow as tf
 
 from tfbig.data import parts
 from tfbig.data.augment import augmentation
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import Plan, PoissonPlan
-from tfbig.data.splits import IndexPlan, Split, batches
+from tfbig.data.splits import Split
 from tfbig.errors import UsageError
 
 _SEED = np.array([3, 12], np.int32)

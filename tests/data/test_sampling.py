@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data import splits
+from tfbig.data import index_plan
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import Plan, PoissonPlan, derived_key
-from tfbig.data.splits import Batch, IndexPlan, Split, array_split, batches
+from tfbig.data.splits import Batch, Split, array_split
 
 SECRET = 0x5EC2E7_0123456789ABCDEF_76543210
 
@@ -171,7 +173,7 @@ def test_the_generators_of_a_secret_plan_never_see_the_secret(plan: Plan, monkey
 
     for name in ("default_rng", "Philox"):
         monkeypatch.setattr(np.random, name, noting(getattr(np.random, name)))
-    splits._order.cache_clear()
+    index_plan._order.cache_clear()
     drawn = {tuple(plan.indices(epoch, 0)[0]) for epoch in range(3)}
     assert len(drawn) == len({str(seed) for seed in seeds}) == 3
     assert not any({seed} & words if isinstance(seed, int) else set(seed) & words for seed in seeds)
@@ -274,7 +276,9 @@ cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from tfbig.data.sampling import PoissonPlan
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Split, array_split
 from tfbig.gradients.rule import mean_gradient
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime

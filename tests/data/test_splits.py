@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Split, array_split
 
 
 @pytest.mark.parametrize("num_examples, batch_size", [(1, 1), (7, 3), (64, 64), (65, 64), (3, 8), (1000, 7)])

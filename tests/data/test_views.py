@@ -6,8 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.augment import augmentation
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import PoissonPlan
-from tfbig.data.splits import IndexPlan, Split, array_split, batches
+from tfbig.data.splits import Split, array_split
 from tfbig.data.views import ViewPlan, augmented
 
 _X = np.random.default_rng(0).random((7, 8, 8, 3), np.float32)

@@ -68,7 +68,9 @@ import numpy as np, tensorflow as tf
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from tfbig.data.splits import DataSpec, IndexPlan, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import DataSpec, array_split
 from tfbig.gradients.rule import clipped, mean_gradient
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime

@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 
 from tfbig.__main__ import main
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import PoissonPlan
-from tfbig.data.splits import IndexPlan
 from tfbig.gradients.private.accounting import epsilon
 from tfbig.gradients.private.mechanism import Mechanism
 from tfbig.gradients.private.noise import GaussianNoise

@@ -288,7 +288,7 @@ team = meet(from_environment(), {}, timeout_s=120)
 import_tensorflow()
 import keras
 import tensorflow as tf
-from tfbig.data.splits import IndexPlan
+from tfbig.data.index_plan import IndexPlan
 from tfbig.gradients.rule import mean_gradient
 from tfbig.networks import scratch
 from tfbig.objectives.supervised import Objective

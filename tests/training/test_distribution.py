@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 
 from tfbig.config import RuntimeConfig
+from tfbig.data.batches import Share, batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import PoissonPlan
-from tfbig.data.splits import Batch, IndexPlan, Share, array_split, batches
+from tfbig.data.splits import Batch, array_split
 from tfbig.errors import EnvironmentFault, UsageError
 from tfbig.runtime import runtime
 from tfbig.training import distribution
@@ -95,7 +97,8 @@ import sys, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from tfbig.data.splits import IndexPlan, Split, array_split
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Split, array_split
 from tfbig.gradients.rule import mean_gradient
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime

@@ -15,7 +15,9 @@ import pytest
 import tensorflow as tf
 
 from tfbig.config import AdaptConfig, RunConfig, RuntimeConfig
-from tfbig.data.splits import DataSpec, IndexPlan, Split, Splits, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import DataSpec, Split, Splits, array_split
 from tfbig.training import assembly, feature_cache, features
 from tfbig.training import feature_key as feature_key_module
 from tfbig.training.feature_cache import FeatureCache

@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 from tfbig.config import AdaptConfig, DataConfig, DpConfig, RunConfig, TrainConfig
-from tfbig.data.splits import Augment, DataSpec, IndexPlan, Splits, array_split, batches
+from tfbig.data.batches import Augment, batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import DataSpec, Splits, array_split
 from tfbig.errors import DivergedError, UsageError
 from tfbig.networks import adapters, heads, scratch
 from tfbig.networks.backbones import Backbone

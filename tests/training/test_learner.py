@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from tfbig.data.splits import IndexPlan, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import array_split
 from tfbig.gradients.rule import mean_gradient
 from tfbig.objectives.supervised import classification
 from tfbig.training.learner import Learner

@@ -4,7 +4,7 @@ Keras's layers draw from a counter in a variable, so that what a batch becomes w
 came before it, in which order and in which process. Here the counter begins anew with each batch's seed:
 a resumed run sees the very batches of one never interrupted. RandAugment: Cubuk et al. 2020, arXiv
 1909.13719; MixUp: Zhang et al. 2018, arXiv 1710.09412; CutMix: Yun et al. 2019, arXiv 1905.04899. It sits
-between `splits.batches` and the objectives, which take labels or distributions. Letters in shapes:
+between `batches.batches` and the objectives, which take labels or distributions. Letters in shapes:
 B a batch, H height, W width, C classes.
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfbig.data.splits import Augment, Batch, Parts
+from tfbig.data.batches import Augment, Parts
+from tfbig.data.splits import Batch
 from tfbig.errors import UsageError
 from tfbig.suggest import nearest
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -45,6 +47,24 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: The bytes are no picture, or cut short.
     """
     return tf.cond(_is_jpeg(encoded), lambda: _values(_decode_jpeg(encoded)), lambda: _decode_other(encoded))
+
+
+def decode_pixels(encoded: tf.Tensor) -> tf.Tensor:
+    """`decode`, as (H, W, 3) uint8; what lies between two numbers under a half-transparent pixel is rounded."""
+    return tf.cond(
+        _is_jpeg(encoded),
+        lambda: _decode_jpeg(encoded),
+        lambda: tf.cast(tf.round(_decode_other(encoded) * 255), tf.uint8),
+    )
+
+
+def height_and_width(encoded: tf.Tensor) -> tf.Tensor:
+    """(2,) int32 of a picture in pixels; of a JPEG without decoding it."""
+    return tf.cond(
+        _is_jpeg(encoded),
+        lambda: tf.image.extract_jpeg_shape(encoded)[:2],
+        lambda: tf.shape(_decode_other(encoded))[:2],
+    )
 
 
 def _is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
@@ -154,8 +174,33 @@ def decode_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
         top, left, height, width = tf.unstack(_window(tf.shape(image), part))
         return resize(image[top : top + height, left : left + width], size)
 
-    pixels = tf.cond(_is_jpeg(encoded), lambda: _decode_jpeg_part(encoded, part, size), of_other)
-    mirrored = tf.cond(part[4] > 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    values = tf.cond(_is_jpeg(encoded), lambda: _decode_jpeg_part(encoded, part, size), of_other)
+    return _mirrored(values, part, size)
+
+
+def cut_part(pixels: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
+    """`decode_part` of a picture that is decoded already.
+
+    Not the same to the bit: libjpeg enlarges the colours of a part's last column without looking beside the part, and
+    a part of twice the size is not shrunk by 2 first, but resized with antialiasing.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        part: (5,) float32, a row of `parts.parts`.
+        size: Height and width of the result in pixels, at least 1.
+
+    Returns:
+        (size, size, 3) float32 in [0, 1].
+    """
+    window = _window(tf.shape(pixels), part)
+    inside = tf.slice(pixels, tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [3]], 0))
+    is_large = tf.reduce_min(window[2:]) >= _REDUCTIONS[1] * size
+    return _mirrored(_resized_part(inside, size, is_large), part, size)
+
+
+def _mirrored(values: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
+    """(size, size, 3): from right to left where the part says so."""
+    mirrored = tf.cond(part[4] > 0.5, lambda: tf.reverse(values, [1]), lambda: values)
     return tf.ensure_shape(mirrored, [size, size, 3])
 
 
@@ -178,8 +223,13 @@ def _decode_jpeg_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tens
     fits = tf.reduce_min(window[2:]) // size >= tf.constant(_REDUCTIONS[1:])  # (3,)
     choices = [functools.partial(reduced, by) for by in _REDUCTIONS]
     pixels = tf.switch_case(tf.math.count_nonzero(fits, dtype=tf.int32), choices)
+    return _resized_part(pixels, size, tf.constant(False))
+
+
+def _resized_part(pixels: tf.Tensor, size: int, is_large: tf.Tensor) -> tf.Tensor:
+    """(size, size, 3) float32 in [0, 1] of (h, w, 3) uint8; antialiased where it is large, or else much longer."""
     return tf.cond(
-        tf.reduce_max(tf.shape(pixels)[:2]) >= _ANTIALIASED_FROM * size,
+        tf.logical_or(is_large, tf.reduce_max(tf.shape(pixels)[:2]) >= _ANTIALIASED_FROM * size),
         lambda: resize(pixels, size),
         # As float32: bilinear resizing of bytes is slower than both.
         lambda: tf.image.resize(tf.cast(pixels, tf.float32), [size, size]),
@@ -187,22 +237,26 @@ def _decode_jpeg_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tens
 
 
 def decoded(split: Split, size: int) -> Split:
-    """The split with its encoded pictures decoded to one size.
+    """The split with its pictures at one size.
 
     Args:
-        split: Its `fetch` gives a scalar string.
+        split: Its `fetch` gives a scalar string, an encoded picture, or (H, W, 3) uint8 of one that is decoded.
         size: Height and width in pixels.
 
     Returns:
         A split whose `fetch` and `fetch_part` give (size, size, 3) float32; labels, names and payload are the same.
     """
-    fetch = split.fetch
-    return dataclasses.replace(
-        split,
-        fetch=lambda index: decode_and_resize(fetch(index), size),
-        fetch_part=lambda index, part: decode_part(fetch(index), part, size),
-        gather=None,
-    )
+    fetch = cast(Callable[[tf.Tensor], tf.Tensor], split.fetch)
+
+    def whole(index: tf.Tensor) -> tf.Tensor:
+        picture = fetch(index)
+        return decode_and_resize(picture, size) if picture.dtype == tf.string else _values(resize(picture, size))
+
+    def part_of(index: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
+        picture = fetch(index)
+        return (decode_part if picture.dtype == tf.string else cut_part)(picture, part, size)
+
+    return dataclasses.replace(split, fetch=whole, fetch_part=part_of, gather=None)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -3,7 +3,7 @@
 Private training (Abadi et al. 2016, arXiv 1607.00133) draws each example independently at each step, because
 that is what privacy amplification by sampling is proved for (Zhu and Wang 2019, PMLR 97). The number drawn
 varies, so a step's batch is cut into physical ones of a fixed size, whose last is filled up with examples of
-weight 0. `splits.batches` fetches what a plan names. Letters in shapes: N examples, P a physical batch.
+weight 0. `batches.batches` fetches what a plan names. Letters in shapes: N examples, P a physical batch.
 """
 
 from __future__ import annotations

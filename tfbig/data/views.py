@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from tfbig.data.batches import Augment, Parts
 from tfbig.data.sampling import Plan
-from tfbig.data.splits import Augment, Batch, Features, Parts, Split, array_split
+from tfbig.data.splits import Batch, Features, Split, array_split
 
 
 def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:

@@ -17,7 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.splits import DataSpec, Features, IndexPlan, Split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import DataSpec, Features, Split
 from tfbig.errors import DivergedError
 from tfbig.evaluation.metrics import THRESHOLD, classification_metrics, example_losses
 from tfbig.training.run_directory import RunDirectory

@@ -38,8 +38,9 @@ from tfbig.training.task import Task
 if TYPE_CHECKING:
     import numpy as np
 
+    from tfbig.data.index_plan import IndexPlan
     from tfbig.data.sampling import Plan, PoissonPlan
-    from tfbig.data.splits import IndexPlan, Split
+    from tfbig.data.splits import Split
     from tfbig.training.assembly import Assembly
 
 log = logging.getLogger(__name__)
@@ -235,7 +236,9 @@ def _split_losses(assembly: Assembly, split: Split) -> np.ndarray:
     import numpy as np
     import tensorflow as tf
 
-    from tfbig.data.splits import Batch, Features, IndexPlan, batches
+    from tfbig.data.batches import batches
+    from tfbig.data.index_plan import IndexPlan
+    from tfbig.data.splits import Batch, Features
 
     @tf.function(reduce_retracing=True)
     def losses(x: Features, y: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:

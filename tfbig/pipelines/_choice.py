@@ -120,7 +120,7 @@ def _timed(task: Task, config: RunConfig, splits: Splits, precision: Precision, 
     import numpy as np
     import tensorflow as tf
 
-    from tfbig.data.splits import batches
+    from tfbig.data.batches import batches
     from tfbig.training.assembly import assemble
 
     ends, losses = [time.perf_counter()], []

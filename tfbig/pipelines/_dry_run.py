@@ -32,7 +32,8 @@ def dry_run(task: Task, config: RunConfig) -> dict[str, object]:
     """
     import numpy as np
 
-    from tfbig.data.splits import IndexPlan, batches
+    from tfbig.data.batches import batches
+    from tfbig.data.index_plan import IndexPlan
     from tfbig.training.assembly import assemble
 
     with runtime_of(config) as strategy:

@@ -17,7 +17,8 @@ from tfbig.pipelines.job import Task, main
 if TYPE_CHECKING:
     import keras
 
-    from tfbig.data.splits import Augment, DataSpec, Splits
+    from tfbig.data.batches import Augment
+    from tfbig.data.splits import DataSpec, Splits
     from tfbig.objectives.supervised import Objective
     from tfbig.serving.export import Signature
 
@@ -47,11 +48,12 @@ class ImageOptions:
 
 
 def load(config: RunConfig) -> Splits:
-    """Encoded images and their labels, from the source that the user names."""
+    """Images, encoded or those to train on decoded, and their labels, from the source that the user names."""
+    from tfbig.data.decoded import kept
     from tfbig.data.sources import load_images
 
     data = config.data
-    return load_images(
+    splits = load_images(
         data.source,
         directory=data.dir,
         train_split=data.train_split,
@@ -66,6 +68,7 @@ def load(config: RunConfig) -> Splits:
         seed=config.runtime.seed,
         offline=config.runtime.offline,
     )
+    return replace(splits, train=kept(splits.train, data.decoded_gb)) if data.decoded_gb else splits
 
 
 def build(config: RunConfig, spec: DataSpec) -> keras.Model:

@@ -18,8 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.config import RunConfig
+from tfbig.data.batches import Augment
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import Plan, PoissonPlan, padded_length
-from tfbig.data.splits import Augment, IndexPlan, Split, Splits
+from tfbig.data.splits import Split, Splits
 from tfbig.data.views import ViewPlan, augmented
 from tfbig.errors import UsageError
 from tfbig.gradients.private.mechanism import Accountant

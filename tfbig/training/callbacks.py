@@ -55,7 +55,7 @@ class Ledger:
         return self.epoch * self.steps_per_epoch + self.step
 
     def position(self) -> tuple[int, int]:
-        """The epoch and the step in it that come next, for data.splits.batches."""
+        """The epoch and the step in it that come next, for data.batches.batches."""
         return self.epoch, self.step
 
 

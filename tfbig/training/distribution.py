@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
+from tfbig.data.batches import Augment, Share, batches
 from tfbig.data.sampling import Plan
-from tfbig.data.splits import Augment, Share, Split, batches
+from tfbig.data.splits import Split
 from tfbig.training.device import on_device
 
 _CHUNK = 2**24

@@ -16,7 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.splits import IndexPlan, Split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Split
 from tfbig.networks.folded import folded
 from tfbig.training.distribution import is_over_workers
 from tfbig.training.feature_cache import FeatureCache

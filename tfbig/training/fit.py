@@ -15,8 +15,9 @@ import keras
 import tensorflow as tf
 
 from tfbig.config import RunConfig, flatten
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sources import resolved
-from tfbig.data.splits import IndexPlan, batches
 from tfbig.errors import EnvironmentFault, TfbigError, UsageError
 from tfbig.paths import expanded
 from tfbig.team import Team

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import keras
 
     from tfbig.config import RunConfig
-    from tfbig.data.splits import Augment, DataSpec, Splits
+    from tfbig.data.batches import Augment
+    from tfbig.data.splits import DataSpec, Splits
     from tfbig.objectives.supervised import Objective
     from tfbig.serving.export import Signature
 

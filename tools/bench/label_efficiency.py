@@ -33,7 +33,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from tfbig.data.splits import IndexPlan, Split, Splits, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Split, Splits
 from tfbig.pipelines.image_finetune import TASK, ImageOptions
 from tfbig.training.assembly import assemble
 

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from tfbig.data.index_plan import IndexPlan
 from tfbig.data.sampling import PoissonPlan
-from tfbig.data.splits import Batch, IndexPlan
+from tfbig.data.splits import Batch
 from tfbig.gradients.private.accounting import epsilon
 from tfbig.gradients.private.audit import (
     Check,

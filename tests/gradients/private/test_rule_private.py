@@ -212,7 +212,9 @@ import json, numpy as np, tensorflow as tf
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from tfbig.data.splits import Batch, IndexPlan, array_split, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
+from tfbig.data.splits import Batch, array_split
 from tfbig.gradients.private.rule import private
 from tfbig.objectives.supervised import classification
 from tfbig.runtime import runtime

@@ -11,7 +11,8 @@ import tensorflow as tf
 import work
 
 from tfbig.config import AdaptConfig, DataConfig, ModelConfig, RunConfig, RuntimeConfig, TrainConfig
-from tfbig.data.splits import DataSpec, Split, Splits, batches
+from tfbig.data.batches import batches
+from tfbig.data.splits import DataSpec, Split, Splits
 from tfbig.networks.backbones import Backbone
 from tfbig.networks.heads import classifier
 from tfbig.pipelines.image_finetune import TASK, ImageOptions

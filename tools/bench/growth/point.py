@@ -63,7 +63,7 @@ def first_step(task: Task, config: RunConfig, splits: Splits) -> Assembly:
     """Everything from the data to the end of one step, as a run does it."""
     import tensorflow as tf
 
-    from tfbig.data.splits import batches
+    from tfbig.data.batches import batches
     from tfbig.training.assembly import assemble
 
     built = assemble(task, config, splits, tf.distribute.get_strategy())

@@ -13,7 +13,8 @@ from scripts import arguments
 
 import tfbig
 from tfbig.config import DataConfig, RunConfig, RuntimeConfig
-from tfbig.data.splits import IndexPlan, batches
+from tfbig.data.batches import batches
+from tfbig.data.index_plan import IndexPlan
 from tfbig.pipelines.image_finetune import TASK, ImageOptions
 from tfbig.runtime import runtime
 
@@ -22,7 +23,7 @@ _NUM_STEPS = 100_000
 
 
 def main() -> None:
-    args = arguments()
+    args = arguments("--decoded_gb")
     with runtime(strategy="none", precision="float32", seed=args.seed):
         read_batches(args)
 
@@ -30,7 +31,7 @@ def main() -> None:
 def read_batches(args: argparse.Namespace) -> None:
     """Goes on until the process is killed."""
     config = RunConfig(
-        data=DataConfig(source=f"folder:{args.folder}", batch_size=read.BATCH_SIZE),
+        data=DataConfig(source=f"folder:{args.folder}", batch_size=read.BATCH_SIZE, decoded_gb=float(args.decoded_gb)),
         runtime=RuntimeConfig(seed=args.seed),
         options=ImageOptions(augment="resized_crop,flip"),
     )
