@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tfbig.errors import shortage
+from tfbig.errors import DivergedError, EnvironmentFault, TfbigError, UsageError, of_exit_code, shortage
 
 
 class ResourceExhaustedError(Exception):
@@ -16,6 +16,11 @@ class ResourceExhaustedError(Exception):
 def test_a_disk_that_takes_no_more_is_full(number: int) -> None:
     assert shortage(OSError(number, os.strerror(number))) == "disk"
     assert shortage(ResourceExhaustedError(f"runs/x; {os.strerror(number)}")) == "disk"
+
+
+def test_an_exit_code_names_its_error() -> None:
+    assert [of_exit_code(code) for code in (2, 4, 5)] == [UsageError, EnvironmentFault, DivergedError]
+    assert of_exit_code(75) is of_exit_code(1) is TfbigError
 
 
 def test_memory_and_other_errors() -> None:

@@ -64,6 +64,12 @@ class Interrupted(TfbigError):
     exit_code = 75
 
 
+def of_exit_code(code: int) -> type[TfbigError]:
+    """The error that another process of ours ended with; for 75 and what nobody expected, their common base."""
+    kinds = (UsageError, DataError, EnvironmentFault, DivergedError, GateError)
+    return next((kind for kind in kinds if kind.exit_code == code), TfbigError)
+
+
 class WorkerLost(Interrupted):
     """Another worker of the same run is gone, so this one stopped; all of them started again go on.
 

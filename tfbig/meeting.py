@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfbig.cluster import Cluster
-from tfbig.errors import EnvironmentFault, TfbigError, UsageError, WorkerLost
+from tfbig.errors import EnvironmentFault, TfbigError, UsageError, WorkerLost, of_exit_code
 from tfbig.team import Message, Team, Workers
 
 _RETRY_S = 0.2
@@ -137,8 +137,8 @@ def _joined(cluster: Cluster, ours: Mapping[str, dict], deadline: float, timeout
         if "refused" in answer:
             code = int(str(answer["exit_code"]))
             refusal = str(answer["refused"])
-            kinds = {kind.exit_code: kind for kind in (UsageError, EnvironmentFault)}
-            raise kinds[code](refusal) if code in kinds else WorkerLost(refusal, code)
+            kind = of_exit_code(code)
+            raise WorkerLost(refusal, code) if kind is TfbigError else kind(refusal)
         if "go" in answer:
             return peer
     raise _missing(cluster, [0], timeout_s)

@@ -317,6 +317,17 @@ def test_an_unknown_source_is_refused(load: Load, source: str, hint: str) -> Non
         load(source)
 
 
+def test_a_folder_without_its_kind_is_understood_and_a_kind_without_a_path_not_offered_again(
+    load: Load, class_folder: ClassFolder
+) -> None:
+    root = class_folder({"a": 3, "b": 3})
+    with pytest.raises(UsageError) as error:
+        load(str(root))
+    assert str(error.value).endswith(f"Did you mean 'folder:{root}'?")
+    with pytest.raises(UsageError, match="folder:PATH, csv:PATH, got 'folder'.$"):
+        load("folder")
+
+
 def test_the_real_x_rays_are_counted(load: Load, shared_data: Path) -> None:
     splits = load(f"folder:{shared_data / 'chest_xray'}")
     assert _counts(splits)["train"] == {"normal": 388, "pneumonia": 3494}

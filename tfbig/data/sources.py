@@ -45,6 +45,14 @@ def resolved(source: str) -> str:
     return f"{kind}:{os.path.realpath(os.path.expanduser(where))}"
 
 
+def _meant(source: str) -> str:
+    """The hint for a source that is none: a folder without its kind, or a kind that is misspelt."""
+    if os.path.isdir(os.path.expanduser(source)):
+        return f" Did you mean 'folder:{source}'?"
+    kind, kinds = source.partition(":")[0], [known.partition(":")[0] for known in _SOURCES]
+    return "" if kind in kinds else nearest(kind, kinds)
+
+
 def load_images(
     source: str,
     *,
@@ -103,8 +111,7 @@ def load_images(
             where, directory=directory, path_column=path_column, label_column=label_column, split_names=split_names
         )
     else:
-        hint = nearest(kind, [known.partition(":")[0] for known in _SOURCES])
-        raise UsageError(f"data.source must be one of {', '.join(_SOURCES)}, got {source!r}.{hint}")
+        raise UsageError(f"data.source must be one of {', '.join(_SOURCES)}, got {source!r}.{_meant(source)}")
     splits, digests, unreadable = _readable(source, listing, on_bad)
     whole = content(digests)
     _check_classes(source, splits["train"], listing)

@@ -330,7 +330,8 @@ def _sentence(message: str, known: dict[str, Flag], line: Sequence[str]) -> str:
     for flag in known.values():
         if f'"{flag.name}"' in message or f"--{flag.name}:" in message:
             came = [word.partition("=")[2] for word in line if word.startswith(f"--{flag.name}=")]
-            return f"--{flag.name} must be {flag.kind}, got {came[-1] if came else 'nothing'!r}."
+            finite = "a finite " if came and came[-1].lower().lstrip("+-.") in ("nan", "inf", "infinity") else ""
+            return f"--{flag.name} must be {finite}{flag.kind}, got {came[-1] if came else 'nothing'!r}."
     return " ".join(message.split())
 
 

@@ -92,6 +92,9 @@ def run(task: Task, config: RunConfig) -> Outcome:
     Args:
         task: The job.
         config: Everything about it, free of conflicts.
+
+    Raises:
+        UsageError: A search is asked for where TF_CONFIG names workers.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("tfbig").setLevel(logging.INFO)

@@ -38,7 +38,11 @@ def job_module(job: str) -> str:
 
 
 def devices_of_workers(num_workers: int) -> list[dict[str, str]]:
-    """What each worker finds in its environment: a GPU of its own where there are some, else its share of the cores."""
+    """What each worker finds in its environment: a GPU of its own where there are some, else its share of the cores.
+
+    Raises:
+        UsageError: There are fewer GPUs.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     if visible is not None:

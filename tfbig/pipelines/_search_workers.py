@@ -21,15 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tfbig.errors import (
-    DataError,
-    DivergedError,
-    EnvironmentFault,
-    GateError,
-    Interrupted,
-    TfbigError,
-    UsageError,
-)
+from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, of_exit_code
 from tfbig.pipelines._processes import devices_of_workers, job_module, signals_noted, started
 from tfbig.search.journal import NAME as JOURNAL
 from tfbig.training.run_directory import RunDirectory
@@ -43,7 +35,6 @@ _POLL_S = 0.1
 _SAVING_S = 600
 # Deaths in a row without a line in the journal, after which starting workers again is given up.
 _MAX_IDLE_DEATHS = 3
-_ERRORS = {kind.exit_code: kind for kind in (UsageError, DataError, EnvironmentFault, DivergedError, GateError)}
 
 
 def worker_number() -> int | None:
@@ -228,9 +219,8 @@ def _wait(
 
 
 def _error(worker: _Worker, code: int) -> TfbigError:
-    kind = _ERRORS.get(code, TfbigError)
     reason = worker.last_error.removeprefix("error: ")
-    return kind(reason or f"worker {worker.number} ended with exit code {code}.")
+    return of_exit_code(code)(reason or f"worker {worker.number} ended with exit code {code}.")
 
 
 def _stop(workers: Sequence[_Worker], asked: Sequence[int]) -> int:

@@ -1,7 +1,7 @@
 """The two stages of a run: it is trained in its folder, then judged, exported and described.
 
-A run has both; a trial of a search has the first, and the search as a whole the second. Used by _main.py and
-_search.py.
+A run has both; a trial of a search has the first, and the search as a whole the second. Used by _main.py,
+_search.py and _search_trials.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ KerasTuner's oracles say which settings to try next; the journal remembers it. E
 its own and brings it to the journal's state before it asks it anything, so there is no server, and nobody waits for a
 process that died: a trial belongs to whoever holds its folder's lock, and one without an end and without an owner
 is run again. (KerasTuner's own chief waits for the name of a killed worker to come back, for ever.)
-In the tree: above journal.py and oracle.py; pipelines/_search.py is the loop, and training/fit.py trains each trial.
+In the tree: above journal.py and oracle.py; pipelines/_search_trials.py is the loop, and training/fit.py trains each
+trial.
 """
 
 from __future__ import annotations
