@@ -10,7 +10,7 @@ import csv
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfbig.data.images import EXTENSIONS
 from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
-from tfbig.data.paths import Paths
+from tfbig.data.paths import NAMES_IN_BLOCK, Paths
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded
@@ -140,16 +140,12 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
         labels: As in `Split`.
     """
     paths = names if isinstance(names, Paths) else Paths(names)
-    content, ends = paths.whole()
-    # Eager constants are handed to each graph by reference, not copied into it.
-    everything, ends_of, start = tf.constant(content), tf.constant(ends), os.fsencode(os.path.join(directory, ""))
+    name, start = _names_in_graph(paths), os.fsencode(os.path.join(directory, ""))
 
-    def path(index: tf.Tensor) -> tf.Tensor:
-        end = tf.gather(ends_of, index)
-        begin = tf.where(index > 0, tf.gather(ends_of, tf.maximum(index - 1, 0)), 0)
-        name = tf.strings.substr(everything, begin, end - begin)
+    def fetch(index: tf.Tensor) -> tf.Tensor:
+        found = name(index)
         # As os.path.join has it: an absolute path stands for itself.
-        return tf.where(tf.strings.substr(name, 0, 1) == os.sep, name, start + name)
+        return tf.io.read_file(tf.where(tf.strings.substr(found, 0, 1) == os.sep, found, start + found))
 
     def payload(index: int) -> bytes:
         file = Path(directory, paths[index])
@@ -158,7 +154,22 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
             raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and no file")
         return file.read_bytes()
 
-    return Split(lambda i: tf.io.read_file(path(i)), labels, paths, payload)
+    return Split(fetch, labels, paths, payload)
+
+
+def _names_in_graph(paths: Paths) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What gives a name in a graph: scalar index -> scalar string."""
+    blocks, begins = paths.blocks()
+    # Eager constants of more than 128 elements are handed to each graph by reference, not copied into it.
+    block_of, begin_of = tf.constant(blocks, tf.string, shape=[len(blocks)]), tf.constant(begins)
+
+    def name(index: tf.Tensor) -> tf.Tensor:
+        block = index // NAMES_IN_BLOCK
+        begin = tf.gather(begin_of, index)
+        within = begin - tf.gather(begin_of, block * NAMES_IN_BLOCK)
+        return tf.strings.substr(tf.gather(block_of, block), within, tf.gather(begin_of, index + 1) - begin)
+
+    return name
 
 
 def _what(path: Path) -> str:
