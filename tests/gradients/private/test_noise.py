@@ -48,8 +48,8 @@ def test_any_shape_is_drawn(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("noise", "drawn"),
     [
-        (GaussianNoise(SECRET), (-0.541821, 3.095981, -0.567366, -0.047558, -2.104469, 0.759432, -0.337698)),
-        (TreeNoise(SECRET, 8), (-1.545475, 4.334122, -0.837064, 1.054363, -2.160004, 1.015335, -0.081465)),
+        (GaussianNoise(SECRET), (1.782349, -0.10587, -1.140965, -0.418707, 1.25189, 0.179395, 0.348524)),
+        (TreeNoise(SECRET, 8), (2.602371, 1.306502, -0.834121, -1.955163, 1.63236, 0.471574, 1.328519)),
     ],
 )
 def test_what_a_secret_gives_does_not_change_without_another_layout(noise: Noise, drawn: tuple[float, ...]) -> None:
@@ -58,7 +58,7 @@ def test_what_a_secret_gives_does_not_change_without_another_layout(noise: Noise
     one, large, none, larger = noise([(2, 3), (20_000,), (), (70_000,)], tf.constant(13))
     numbers = [one[0, 0], one[1, 2], large[0], large[-1], none, larger[0], larger[-1]]
     np.testing.assert_allclose([float(number) for number in numbers], drawn, atol=1e-4)
-    assert NOISE_LAYOUT == 2
+    assert NOISE_LAYOUT == 3
 
 
 def _tensors(noise: Noise, steps: Sequence[int], *, jit: bool = False) -> dict[tuple[int, int], np.ndarray]:
@@ -78,13 +78,13 @@ def _assert_nothing_shared(tensors: dict[tuple[int, ...], np.ndarray]) -> None:
 
 
 def test_variables_of_any_size_share_no_draw() -> None:
-    """Small ones are drawn together, here in two draws of one size and another, and large ones by themselves."""
-    shapes = [*[(2**13,)] * 8, (2**14,), *[(2**13,)] * 24, (128, 128), (), (7, 3)]
+    """A draw of several parts: variables within one, beginning at odd places, across two, and larger than any."""
+    shapes = [(7, 3), *[(2**13,)] * 8, (), (1100, 1000), (5,), (2**14,), (2, 2**20)]
     drawn = GaussianNoise(SECRET)(shapes, tf.constant(3))
     assert [tuple(tensor.shape) for tensor in drawn] == shapes
     numbers = np.concatenate([tensor.numpy().ravel() for tensor in drawn])
     # Some of the many float32 numbers meet by chance; those of a shared stream would all meet.
-    assert len(numbers) - len(np.unique(numbers)) < 0.01 * len(numbers)
+    assert len(numbers) - len(np.unique(numbers)) < 0.05 * len(numbers)
     again = GaussianNoise(SECRET)(shapes, tf.constant(3))
     for one, other in zip(drawn, again, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -126,16 +126,15 @@ def test_xla_draws_the_same() -> None:
 
 @pytest.mark.parametrize("noise", [GaussianNoise(SECRET), TreeNoise(SECRET, 8)])
 @pytest.mark.parametrize(
-    ("num_shapes", "step", "num_replicas", "word"),
-    [(2**18 + 1, 0, 1, "shapes"), (1, MAX_STEPS, 1, "steps"), (1, 0, 2**10 + 1, "replicas")],
+    ("step", "num_replicas", "word"), [(MAX_STEPS, 1, "steps"), (0, 2**10 + 1, "replicas")]
 )
 def test_where_draws_would_share_random_numbers_there_is_none(
-    noise: Noise, num_shapes: int, step: int, num_replicas: int, word: str, monkeypatch: pytest.MonkeyPatch
+    noise: Noise, step: int, num_replicas: int, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = SimpleNamespace(num_replicas_in_sync=num_replicas, replica_id_in_sync_group=0)
     monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: replica)
     with pytest.raises(ValueError, match=f"at most [0-9]+ {word}, got "):
-        noise([()] * num_shapes, tf.constant(step, tf.int64))
+        noise([()], tf.constant(step, tf.int64))
 
 
 def test_a_resumed_run_draws_what_the_interrupted_one_would_have() -> None:

@@ -29,12 +29,15 @@ class Call:
         kwargs: Its keyword arguments.
         output: Where the tap is, set by the tap.
         gradient: Of the summed losses there, set once it is known; examples lie along the first axis.
+        num_sharing: How many calls, this one among them, have this very input, as queries, keys and values do; set
+            with the gradient.
     """
 
     args: tuple
     kwargs: Mapping[str, object]
     output: tf.Tensor = None
     gradient: tf.Tensor = None
+    num_sharing: int = 1
 
     @property
     def input(self) -> tf.Tensor:

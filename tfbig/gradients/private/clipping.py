@@ -8,6 +8,7 @@ layers.py and rule.py. Letters in shapes: B examples.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -52,7 +53,7 @@ class Engine(Protocol):
     def __call__(
         self, losses: Losses, network: keras.Model, batch: Batch, clip_norm: tf.Tensor, *, training: bool
     ) -> Clipped:
-        """The clipped sum over a batch of a static number of examples, whose weights are 0 or 1."""
+        """The clipped sum over a batch of a static number of examples, whose weights are 0 or one same number."""
 
 
 class Tapped:
@@ -81,8 +82,9 @@ class Tapped:
             total = tf.reduce_sum(per_example)
         captured = [call for unit in calls.values() for call in unit]
         gradients = tape.gradient(total, [call.output for call in captured], unconnected_gradients="zero")
+        with_input = Counter(id(call.input) for call in captured)
         for call, gradient in zip(captured, gradients, strict=True):
-            call.gradient = gradient
+            call.gradient, call.num_sharing = gradient, with_input[id(call.input)]
         found: Contributions = {}
         for unit in self._taps.units:
             if id(unit) in calls:

@@ -63,6 +63,7 @@ class OuterProducts:
         inputs: (B, T, D), shapes static but for B.
         output_gradients: (B, T, P).
         finish: Brings the (D, P) sum into the variable's shape.
+        num_sharing: How many kernels have these inputs, whose Gram matrix TensorFlow computes once for all.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class OuterProducts:
         inputs: tf.Tensor,
         output_gradients: tf.Tensor,
         finish: Callable[[tf.Tensor], tf.Tensor] = lambda matrix: matrix,
+        *,
+        num_sharing: int = 1,
     ) -> None:
         self._inputs = tf.cast(inputs, tf.float32)
         self._output_gradients = tf.cast(output_gradients, tf.float32)
-        self._finish = finish
+        self._finish, self._num_sharing = finish, num_sharing
         self._products: tf.Tensor | None = None
 
     def squared_norms(self) -> tf.Tensor:
@@ -82,7 +85,7 @@ class OuterProducts:
         (t, d), p = x.shape[1:], g.shape[2]
         if t == 1:
             return sum_of_squares(x) * sum_of_squares(g)
-        if prefer_gram_matrices(t, d, p):
+        if prefer_gram_matrices(t, d, p, num_sharing=self._num_sharing):
             gram_x = tf.matmul(x, x, transpose_b=True)  # (B, T, T)
             gram_g = tf.matmul(g, g, transpose_b=True)  # (B, T, T)
             return _sum_with_margin(gram_x * gram_g)
@@ -130,9 +133,14 @@ class EmbeddingRows:
         return tf.math.unsorted_segment_sum(rows, tf.reshape(self._ids, [-1]), self._num_rows)
 
 
-def prefer_gram_matrices(t: int, d: int, p: int) -> bool:
-    """Whether two (T, T) Gram matrices cost less than one (D, P) product, in arithmetic and in memory."""
-    return 2 * t * t < d * p and t * (d + p) < d * p
+def prefer_gram_matrices(t: int, d: int, p: int, *, num_sharing: int = 1) -> bool:
+    """Whether two (T, T) Gram matrices cost less than one (D, P) product, in arithmetic and in memory.
+
+    The product spares `weighted_sum` its own, but has to be read twice more, which takes about half as long as
+    computing it; and where the matrices need no more than 0.6 of its arithmetic, X and G are much smaller too.
+    `num_sharing` kernels share the matrix of the inputs.
+    """
+    return 2 * t * t < d * p and t * (d / num_sharing + p) < 0.6 * d * p
 
 
 def sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:

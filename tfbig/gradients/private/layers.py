@@ -89,7 +89,7 @@ def _dense(layer: keras.layers.Dense, calls: Sequence[Call]) -> Contributions:
     found = _bias(layer, _summed_over_positions(calls))
     if layer.lora_enabled:
         return found | _low_rank(layer, x, g)
-    return found | {id(layer.kernel): OuterProducts(x, g)}
+    return found | {id(layer.kernel): OuterProducts(x, g, num_sharing=_num_sharing(calls))}
 
 
 def _low_rank(layer: keras.layers.Layer, x: tf.Tensor, g: tf.Tensor) -> Contributions:
@@ -121,7 +121,7 @@ def _einsum_dense(layer: keras.layers.EinsumDense, calls: Sequence[Call]) -> Con
         order = [*summed, *fresh]
         return tf.transpose(tf.reshape(matrix, [sizes[i] for i in order]), [order.index(i) for i in kernel])
 
-    return found | {id(layer.kernel): OuterProducts(x, g, finish)}
+    return found | {id(layer.kernel): OuterProducts(x, g, finish, num_sharing=_num_sharing(calls))}
 
 
 def _letters(layer: keras.layers.EinsumDense, call: Call) -> tuple[list[str], list[str], list[str]]:
@@ -327,6 +327,11 @@ def _scale_and_offset(
 
 def _bias(layer: keras.layers.Layer, per_example: tf.Tensor) -> Contributions:
     return {} if layer.bias is None else {id(layer.bias): Materialised(per_example)}
+
+
+def _num_sharing(calls: Sequence[Call]) -> int:
+    """How many kernels have the inputs of these calls; joined inputs are nobody else's."""
+    return calls[0].num_sharing if len(calls) == 1 else 1
 
 
 def _summed_over_positions(calls: Sequence[Call]) -> tf.Tensor:

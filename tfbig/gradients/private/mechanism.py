@@ -31,8 +31,9 @@ Accountant: TypeAlias = Literal["pld", "rdp"]
 Adjacency: TypeAlias = Literal["add_or_remove_one", "replace_special"]
 Sampling: TypeAlias = Literal["poisson", "shuffle"]
 Noise: TypeAlias = Literal["gaussian", "tree"]
-# Of what noise.py draws from a secret; whatever changes that gets another number. 1 drew each variable by itself.
-NOISE_LAYOUT = 2
+# Of what noise.py draws from a secret; whatever changes that gets another number. 1 drew each variable by itself, 2 the
+# small ones together.
+NOISE_LAYOUT = 3
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,31 @@ Independent Gaussian noise a step for DP-SGD (Abadi et al. 2016, arXiv 1607.0013
 follows a binary tree, for DP-FTRL (Kairouz et al. 2021, arXiv 2103.00039). Used by rule.py.
 
 Guarantees: no two draws of one secret share a random number. Philox is a bijection of a 128-bit counter under a key
-made of the secret; (step, variable, replica) is written without overlap into the upper half of the counter, and the
-position within a draw into the lower. Small variables are drawn together, under the first one's number. A resumed run
-draws for each step what the interrupted one drew, or would have drawn, with XLA and without; a change of what is drawn
-needs another mechanism.NOISE_LAYOUT, so that a run of before does not go on with it. What the generator and floating-
-point numbers do not protect from is in docs/privacy.md.
+made of the secret; (step, replica) is written without overlap into the upper half of the counter, and the position
+within the step's draw, in which each variable has a place of its own, into the lower. A resumed run draws for each
+step what the interrupted one drew, or would have drawn, with XLA and without; a change of what is drawn needs another
+mechanism.NOISE_LAYOUT, so that a run of before does not go on with it. What the generator and floating-point numbers
+do not protect from is in docs/privacy.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import tensorflow as tf
 
 from tfbig.data.sampling import derived_key
+from tfbig.gradients.private.philox import normals
 
-_REPLICA_BITS, _VARIABLE_BITS = 10, 18
-MAX_STEPS = 2 ** (63 - _REPLICA_BITS - _VARIABLE_BITS)
+_REPLICA_BITS = 10
+MAX_STEPS = 2 ** (63 - _REPLICA_BITS)
 _KEY_MASK = 2**63 - 1
-_PHILOX = 1
-# Elements: variables below the first are drawn together, up to the second, which spares most of the graph's operations.
-_SMALL, _TOGETHER = 2**14, 2**17
+# Numbers: the most that are computed at once, and where TensorFlow can take a slice without a copy (64 bytes).
+_PART, _ALIGNED = 2**20, 16
 
 
 class Noise(Protocol):
@@ -38,11 +40,11 @@ class Noise(Protocol):
         R replicas draw independently with a standard deviation of 1 / sqrt(R), so that their sum has 1.
 
         Args:
-            shapes: Of the trained variables, in their order, at most 2**18.
-            step: From 0 to below 2**35, the same on all replicas, of which there are at most 2**10.
+            shapes: Of the trained variables, in their order.
+            step: From 0 to below 2**53, the same on all replicas, of which there are at most 2**10.
 
         Raises:
-            ValueError: More shapes or replicas, or a step that is known and out of range.
+            ValueError: More replicas, or a step that is known and out of range.
         """
 
 
@@ -106,70 +108,68 @@ def _draws(key: int, shapes: Sequence[Sequence[int]], step: tf.Tensor) -> list[t
     context = tf.distribute.get_replica_context()
     num_replicas = 1 if context is None else context.num_replicas_in_sync
     replica = 0 if context is None else context.replica_id_in_sync_group
-    _refuse_overlap(len(shapes), num_replicas, tf.get_static_value(step))
-    code = step * 2 ** (_VARIABLE_BITS + _REPLICA_BITS) + tf.cast(replica, tf.int64)
-    draws: dict[int, tf.Tensor] = {}
-    for group in _drawn_together([math.prod(shape) for shape in shapes]):
-        sizes = [math.prod(shapes[index]) for index in group]
-        drawn = _normal([sum(sizes)], key, code + group[0] * 2**_REPLICA_BITS)
-        if num_replicas > 1:
-            drawn /= num_replicas**0.5
-        parts = [drawn] if len(group) == 1 else tf.split(drawn, sizes)
-        draws |= {index: tf.reshape(part, shapes[index]) for index, part in zip(group, parts, strict=True)}
-    return [draws[index] for index in range(len(shapes))]
+    _refuse_overlap(num_replicas, tf.get_static_value(step))
+    code = tf.cast(step * 2**_REPLICA_BITS + tf.cast(replica, tf.int64), tf.uint64)
+    layout = _Layout.of([math.prod(shape) for shape in shapes])
+    num_pairs = layout.part_size // 2
+    parts = [
+        normals(tf.constant(key, tf.uint64), code, tf.constant(part * num_pairs, tf.uint64), num_pairs)
+        for part in range(layout.num_parts)
+    ]
+    if num_replicas > 1:
+        parts = [part / num_replicas**0.5 for part in parts]
+    return [tf.reshape(layout.taken(parts, index), shape) for index, shape in enumerate(shapes)]
 
 
-def _drawn_together(sizes: Sequence[int]) -> list[list[int]]:
-    """Indices of what one draw is for; each index is in one group, whose first one no other group has."""
-    groups: list[list[int]] = []
-    small: list[int] = []
-    room = 0
-    for index, size in enumerate(sizes):
-        if size >= _SMALL:
-            groups.append([index])
-            continue
-        if size > room or not small:
-            small, room = [], _TOGETHER
-            groups.append(small)
-        small.append(index)
-        room -= size
-    return groups
+@dataclass(frozen=True)
+class _Layout:
+    """Which numbers of a step's draw are which variable's.
+
+    The draw is one sequence of numbers, computed in parts of one size, so that XLA compiles one of them and none is
+    large; a variable has the next of the sequence, from a multiple of `_ALIGNED`, where TensorFlow needs no copy.
+
+    Args:
+        sizes: Elements of each variable.
+        starts: Of each variable in the sequence.
+        num_parts: Of the sequence.
+        part_size: Numbers of each part, even.
+    """
+
+    sizes: Sequence[int]
+    starts: Sequence[int]
+    num_parts: int
+    part_size: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> _Layout:
+        *starts, total = itertools.accumulate((_aligned(size) for size in sizes), initial=0)
+        num_parts = -(-total // _PART)
+        return cls(sizes, starts, num_parts, _aligned(-(-total // max(num_parts, 1))))
+
+    def taken(self, parts: Sequence[tf.Tensor], index: int) -> tf.Tensor:
+        """A variable's numbers, flat."""
+        pieces, start, stop = [], self.starts[index], self.starts[index] + self.sizes[index]
+        for part in range(start // self.part_size, -(-stop // self.part_size)):
+            first = part * self.part_size
+            pieces.append(parts[part][max(start - first, 0) : min(stop - first, self.part_size)])
+        return pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0)
 
 
-def _refuse_overlap(num_shapes: int, num_replicas: int, step: int | None) -> None:
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _refuse_overlap(num_replicas: int, step: int | None) -> None:
     """Beyond these limits two draws would share their random numbers; `step` is None where a graph computes it."""
     for name, value, limit in (
-        ("shapes", num_shapes, 2**_VARIABLE_BITS),
         ("replicas", num_replicas, 2**_REPLICA_BITS),
         ("steps", 0 if step is None else int(step) + 1, MAX_STEPS),
     ):
         if value > limit:
             raise ValueError(
                 f"Noise is drawn for at most {limit} {name}, got {value}; more would use random numbers twice. Train "
-                "fewer variables on fewer devices, for fewer steps."
+                "on fewer devices, for fewer steps."
             )
-
-
-def _normal(shape: Sequence[int], key: int, code: tf.Tensor) -> tf.Tensor:
-    """Standard normal numbers by Box and Muller 1958, from 32 random bits each.
-
-    In place of tf.random.stateless_normal, which takes 1.7 times as long on a CPU and, from 23 bits, ends at 5.7
-    standard deviations instead of 6.7.
-    """
-    size = math.prod(shape)
-    # Not by StatelessRandomGetKeyCounter: under XLA it drops the upper 32 bits of each half of a seed.
-    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[2, (size + 1) // 2],
-        key=tf.constant([key], tf.uint64),
-        counter=tf.stack([tf.constant(0, tf.uint64), tf.cast(code, tf.uint64)]),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
-    # In (0, 1]: never 0, whose logarithm is infinite.
-    uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-32
-    radius, angle = tf.sqrt(-2.0 * tf.math.log(uniform[0])), 2.0 * math.pi * uniform[1]
-    normal = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)
-    return tf.reshape(normal[:size], shape)
 
 
 def _lowest_bit(number: tf.Tensor) -> tf.Tensor:

@@ -74,18 +74,18 @@ class PrivateRule:
             batch: A multiple of `physical_batch_size` examples; those of weight 0 only fill it up.
         """
         clip_norm, step = self.bound.norm(), self._step()
+        # Divided by the expected batch within the weights: of these there are few, of gradients many.
+        shares = batch._replace(weight=batch.weight / self._expected_batch)
         clipped = in_microbatches(
-            self.engine, losses, network, batch, clip_norm,
+            self.engine, losses, network, shares, clip_norm,
             size=self._physical_batch_size, output_spec=self._output_spec,
         )  # fmt: skip
         # Not before the norms are known, or the noise would lie in memory beside the activations. The last draw is for
         # what the bound counts.
         with tf.control_dependencies([clipped.norms]):
             *noise, of_bound = self._noise([*(total.shape for total in clipped.sums), ()], step)
-        spread = self.bound.noise_multiplier * clip_norm
-        gradients = [
-            (total + spread * drawn) / self._expected_batch for total, drawn in zip(clipped.sums, noise, strict=True)
-        ]
+        spread = self.bound.noise_multiplier * clip_norm / self._expected_batch
+        gradients = [total + spread * drawn for total, drawn in zip(clipped.sums, noise, strict=True)]
         self.bound.update(clipped.norms, batch.weight, of_bound, expected_batch=self._expected_batch)
         return Step(with_penalties(gradients, network), clipped.losses, clipped.outputs)
 
