@@ -144,8 +144,8 @@ def prefer_gram_matrices(t: int, d: int, p: int, *, num_sharing: int = 1) -> boo
 
 
 def sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
-    """(B,) sums of squares over all axes but the first, without a tensor of the squares."""
-    return tf.square(tf.math.reduce_euclidean_norm(tensor, axis=list(range(1, tensor.shape.rank))))
+    """(B,) sums of squares over all axes but the first."""
+    return tf.reduce_sum(tf.square(tensor), axis=list(range(1, tensor.shape.rank)))
 
 
 def sum_over_examples(weights: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
