@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfbig.data.file_names import NAMES_IN_BLOCK, Paths
 from tfbig.data.images import EXTENSIONS
 from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
-from tfbig.data.paths import NAMES_IN_BLOCK, Paths
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data import images
+from tfbig.data.file_names import name_order
 from tfbig.data.known_files import KnownFiles
-from tfbig.data.paths import name_order
 from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.paths import chosen
+from tfbig.data.file_names import chosen
 
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 

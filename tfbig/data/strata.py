@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfbig.data.paths import name_order
+from tfbig.data.file_names import name_order
 
 
 def too_few(labels: np.ndarray, digests: np.ndarray) -> list[int]:

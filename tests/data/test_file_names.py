@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfbig.data import manifest, paths
+from tfbig.data import file_names, manifest
+from tfbig.data.file_names import Paths, name_order
 from tfbig.data.files import file_split
-from tfbig.data.paths import Paths, name_order
 from tfbig.data.splits import Split
 
 # Around a block's 32 names; equal ones, an empty one, names beyond ASCII and bytes that are no UTF-8.
@@ -30,7 +30,7 @@ def test_names_read_as_the_list_they_were_made_of(number: int) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_the_order_of_names_is_that_of_the_list(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "_AT_ONCE", at_once)
+    monkeypatch.setattr(file_names, "_AT_ONCE", at_once)
     shuffled = np.random.default_rng(3).permutation(len(NAMES))
     made = Paths(NAMES).take(shuffled)
     np.testing.assert_array_equal(name_order(made), name_order(list(made)))
