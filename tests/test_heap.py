@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -51,41 +50,3 @@ def test_memory_that_is_freed_is_taken_again_without_faults() -> None:
 )
 def test_a_users_own_settings_stay(variables: dict[str, str]) -> None:
     assert _faults(**variables)[0] == "False"
-
-
-# The same once protobuf and TensorFlow have had memory given back: `malloc_trim`, and a threshold of their own.
-TRIMMED_FAULTS = """
-import ctypes, resource
-from tfbig.heap import keep_heap
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-def write():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    block = libc.malloc(512 * 2**20)
-    libc.memset(block, 1, 512 * 2**20)
-    libc.free(block)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-is_set = keep_heap()
-libc.malloc_trim(0)
-first = write()
-libc.mallopt(-1, 128 * 2**10)
-write()
-print(is_set, first, write())
-"""
-
-
-def _has_huge_pages() -> bool:
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return setting.exists() and "[never]" not in setting.read_text()
-
-
-@pytest.mark.skipif(not _has_huge_pages(), reason="a kernel that gives pages of 2 MiB")
-def test_nobody_can_give_the_heap_back() -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run([sys.executable, "-c", TRIMMED_FAULTS], env=kept, capture_output=True, text=True, check=True)
-    is_set, after_trim, again = done.stdout.split()
-    assert is_set == "True"
-    # 256 pages of 2 MiB where 131,072 small ones would be needed; some slack for a kernel that has run out of them.
-    assert int(after_trim) < 40_000
-    assert int(again) < 100

@@ -13,15 +13,12 @@ import functools
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 
 # Parameters of mallopt, from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _STEP_BYTES = 256 * 2**20
 _HUGE_PAGE_BYTES = 2 * 2**20
 _MADV_HUGEPAGE = 14
-# More than any gap that the heap has so early, so that it comes from the end.
-_END_BYTES = 2**20
 
 
 @functools.cache
@@ -37,8 +34,7 @@ def keep_heap() -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: _STEP_BYTES}
     is_set = all([libc.mallopt(name, value) == 1 for name, value in settings.items()])
-    if not _counts_untouched_memory():
-        _advise_huge_pages(libc)
+    _advise_huge_pages(libc)
     return is_set
 
 
@@ -47,20 +43,8 @@ def _is_chosen(variables: Mapping[str, str]) -> bool:
     return tuned or any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in variables)
 
 
-def _counts_untouched_memory() -> bool:
-    """Whether the kernel refuses others what one process has asked for and not used (overcommit_memory 2)."""
-    try:
-        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
-    except OSError:
-        return False
-
-
 def _advise_huge_pages(libc: ctypes.CDLL) -> None:
-    """Makes room for the heap, half of the machine's memory, and asks for large pages there; touches nothing of it.
-
-    The room ends in a block that is never freed. Else it would be the end of the heap, which is given back, and with it
-    what was asked for, whenever somebody calls `malloc_trim`: protobuf does while a graph is traced.
-    """
+    """Marks where the heap will grow: as much as half of the machine's memory, of which nothing is touched here."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -68,7 +52,6 @@ def _advise_huge_pages(libc: ctypes.CDLL) -> None:
     block = libc.malloc(size)
     if block is None:
         return
-    libc.malloc(_END_BYTES)
     first = -(-block // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
     # Advice: where the kernel has no such pages, or never gives them, nothing is lost.
     libc.madvise(first, (block + size - first) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES, _MADV_HUGEPAGE)
