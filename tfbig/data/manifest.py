@@ -178,16 +178,11 @@ def _fingerprint(splits: Mapping[str, Split], digests: Mapping[str, np.ndarray])
     """A hash over every example's split, name, content and label, in an order of its own."""
     found = hashlib.blake2b(digest_size=16)
     for role in sorted(splits):
-        split = splits[role]
-
-        def line(index: int, role: str = role, split: Split = split) -> str:
-            label = split.labels[index].tolist()
-            return f"{role}\0{split.names[index]}\0{digests[role][index].decode()}\0{label}\n"
-
+        names, labels, of_role = splits[role].names, splits[role].labels, digests[role]
         # By name, and the lines of one name by the rest of them: all lines in order, and never many in memory.
-        for _, same in itertools.groupby(name_order(split.names).tolist(), key=split.names.__getitem__):
-            for one in sorted(map(line, same)):
-                found.update(one.encode("utf-8", "surrogateescape"))
+        for name, same in itertools.groupby(name_order(names).tolist(), key=names.__getitem__):
+            for line in sorted(f"{role}\0{name}\0{of_role[i].decode()}\0{labels[i].tolist()}\n" for i in same):
+                found.update(line.encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 

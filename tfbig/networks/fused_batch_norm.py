@@ -30,11 +30,11 @@ class FusedBatchNormalization(layers.BatchNormalization):
             normed, mean, variance = _normalised(x, gamma, beta, self.epsilon)
             self._follow(mean, variance, x)
         else:
-            averages = (tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (self.moving_mean, self.moving_variance))
+            stored = self.moving_mean, self.moving_variance
+            mean, variance = (tf.cast(tf.convert_to_tensor(average), tf.float32) for average in stored)
             normed, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=x, scale=gamma, offset=beta, mean=next(averages), variance=next(averages), epsilon=self.epsilon,
-                is_training=False,
-            )  # fmt: skip
+                x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=self.epsilon, is_training=False
+            )
         return tf.cast(normed, self.compute_dtype)
 
     def _follow(self, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> None:
