@@ -149,6 +149,25 @@ def test_a_part_of_a_jpeg_is_the_part_that_its_draws_say(height: int, width: int
             assert (wide * width) / (tall * height) == pytest.approx(stretch, rel=0.1)
 
 
+def test_a_wide_part_begins_where_a_block_does_and_ends_where_its_draws_say() -> None:
+    height, width = 375, 500
+    encoded = tf.constant(_ramps(height, width))
+    lefts = []
+    for draws in np.random.default_rng(3).random((40, 5), np.float32):
+        part = parts(draws[None], flips=False)[0]
+        wide = min(part[1] * np.sqrt(height * width), width)
+        end = part[3] * (width - wide) + wide
+        row = images.decode_part(encoded, tf.constant(part), 224).numpy()[:, :, 1].mean(0) * width
+        pixel = (row[-1] - row[0]) / 223  # pixels of the picture to one of the part
+        left, right = row[0] - pixel / 2, row[-1] + pixel / 2
+        assert right == pytest.approx(end, abs=4)
+        lefts.append(left if wide >= 256 else np.nan)
+        assert wide >= 256 or left == pytest.approx(end - wide, abs=4)
+    lefts = np.array(lefts)[np.isfinite(lefts)]
+    assert len(lefts) > 15 and np.ptp(lefts) > 80
+    np.testing.assert_allclose(lefts, np.round(lefts / 16) * 16, atol=4)
+
+
 @pytest.mark.parametrize(("height", "width"), [(640, 640), (96, 1600)], ids=["very large", "very wide"])
 def test_no_pixel_of_a_much_shrunk_part_is_passed_over(height: int, width: int) -> None:
     # Blocks as large as what libjpeg makes one pixel of, so that all noise is left to the resizing.
