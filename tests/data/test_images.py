@@ -1,6 +1,7 @@
 """Decoding: equal to Pillow for every format, refused where the bytes are broken, the same when exported."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,40 @@ def test_an_exported_graph_decodes_the_same(tmp_path: Path) -> None:
     for encoded in _FILES.values():
         here = images.decode_and_resize(tf.constant(encoded), 16)
         np.testing.assert_allclose(loaded.serve(tf.constant(encoded)), here, atol=1e-6)
+
+
+def _is_refused(by: Callable[[bytes], object], content: bytes) -> bool:
+    try:
+        by(content)
+    except tf.errors.OpError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", _FILES)
+def test_the_check_refuses_what_decoding_refuses_and_nothing_else(kind: str) -> None:
+    decode = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    rng, refused = np.random.default_rng(4), 0
+    for number in range(60):
+        content = bytearray(_FILES[kind])
+        if number % 3:
+            content[int(rng.integers(4, len(content)))] = int(rng.integers(256))
+        elif number:
+            content = content[: int(rng.integers(4, len(content)))]
+        expected = _is_refused(lambda content: decode(tf.constant(content)), bytes(content))
+        assert _is_refused(images.check, bytes(content)) == expected
+        refused += expected
+    assert refused >= 5
+
+
+def test_pictures_of_many_pixels_are_checked_by_decoding_them_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr(images, "_decode_in_graph", lambda encoded: decoded.append(encoded))
+    images.check(_FILES["jpeg"])
+    assert not decoded
+    monkeypatch.setattr(images, "_MANY_PIXELS", 33 * 41)
+    images.check(_FILES["jpeg"])
+    assert len(decoded) == 1
 
 
 def test_resizing_keeps_a_fitting_image_and_averages_a_large_one() -> None:

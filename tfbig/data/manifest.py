@@ -24,8 +24,6 @@ from tfbig.data.known_files import KnownFiles
 from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)
-# Traced once a process; eager, one picture would cost a dozen calls.
-_decode = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 _NAMED = 20
 _CHUNK = 64
 _HASHED_AT_ONCE = 2**14
@@ -101,7 +99,6 @@ def _inspect(split: Split) -> Inspection:
             return b"", (getattr(error, "strerror", None) or str(error)).lower()
         return digest(content), _fault(content)
 
-    _decode.get_concrete_function()  # traced before the threads ask for it
     chunks = [range(i, min(i + _CHUNK, len(split))) for i in range(0, len(split), _CHUNK)]
     digests = np.empty(len(split), "S32")
     faults: dict[int, str] = {}
@@ -120,8 +117,7 @@ def _fault(content: bytes) -> str | None:
     if kind is None:
         return "it is no JPEG, PNG, GIF or BMP"
     try:
-        with tf.device("CPU"):
-            _decode(tf.constant(content))
+        images.check(content)
     except tf.errors.OpError:
         return f"its {kind} data is cut short, damaged or of a kind that TensorFlow does not decode"
     return None
