@@ -1,4 +1,4 @@
-"""The import of TensorFlow leaves out what nobody asked for, and gives it to whoever asks."""
+"""The import of TensorFlow leaves out what nobody asked for, and gives it to whoever asks; frames have room."""
 
 import subprocess
 import sys
@@ -27,3 +27,31 @@ def test_libraries_for_plots_wrappers_and_privacy_wait_until_they_are_used() -> 
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[]", "not installed"]
+
+
+_DEEP_CALLS = """
+import resource
+from tfbig.startup import roomy
+
+def leaf(a=1, b=2, c=3, d=4, e=5, f=6, g=7):
+    x = y = z = 0
+
+def faults_at(depth):
+    if depth:
+        return faults_at(depth - 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(2000):
+        leaf()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def most():
+    return max(faults_at(depth) for depth in range(400))
+
+print(roomy(most)())
+"""
+
+
+def test_no_call_takes_memory_from_the_system_however_deep_it_is() -> None:
+    done = subprocess.run([sys.executable, "-c", _DEEP_CALLS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tfbig import __version__, resources
 from tfbig.errors import Interrupted, TfbigError
-from tfbig.startup import import_tensorflow, open_streams
+from tfbig.startup import import_tensorflow, open_streams, roomy
 
 _EXAMPLES = """examples:
   python -m tfbig list
@@ -52,6 +52,7 @@ _BACKBONE_FORMS = {
 }
 
 
+@roomy
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 

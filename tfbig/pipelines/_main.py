@@ -29,7 +29,7 @@ from tfbig.pipelines._search_workers import end_with_launcher, worker_number
 from tfbig.pipelines._stages import Outcome, conclude, trained
 from tfbig.pipelines._workers import common_settings, common_versions, run_as_worker, telling_losses, workers_of
 from tfbig.recipes import read_recipe
-from tfbig.startup import import_tensorflow, open_streams
+from tfbig.startup import import_tensorflow, open_streams, roomy
 from tfbig.team import Team
 from tfbig.training.conflicts import check_conflicts
 from tfbig.training.run_directory import RunDirectory, now, open_run
@@ -42,6 +42,7 @@ _TRIALS = "tune.max_trials"
 log = logging.getLogger(__name__)
 
 
+@roomy
 def main(task: Task, arguments: Sequence[str] | None = None) -> int:
     """Runs a job from its command line.
 
