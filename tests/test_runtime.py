@@ -27,3 +27,17 @@ def test_graphs_are_rewritten_once_and_the_users_own_settings_stay() -> None:
         assert _rewrites() == before != inside
     finally:
         tf.config.optimizer.set_experimental_options({"constant_folding": True})
+
+
+def _complaint() -> str:
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        tf.raw_ops.Reshape(tensor=tf.zeros([3]), shape=[2])
+    return str(caught.value)
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="on a GPU operations are called as ever")
+def test_an_operation_calls_its_kernel_and_no_function_around_it() -> None:
+    with pytest.raises(KeyError), runtime(strategy="none", precision="float32", seed=0):
+        assert "__wrapped__" not in _complaint()
+        raise KeyError("whatever ends a run")
+    assert "__wrapped__Reshape" in _complaint()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -77,18 +77,6 @@ class _Fused(keras.optimizers.Optimizer):
         self._slow_ids = frozenset(id(variable) for variable in slow)
         self._slow_scale = slow_scale
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes what the optimizer remembers.
-
-        Args:
-            variables: What it will train.
-        """
-        if tf.distribute.has_strategy():
-            super().build(variables)
-            return
-        with tf.variable_creator_scope(_of_one_name):
-            super().build(variables)
-
     def exclude_from_weight_decay(
         self, var_list: Iterable[keras.Variable] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
@@ -131,12 +119,6 @@ class _Fused(keras.optimizers.Optimizer):
             )
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         self._update(variable, index, gradient, rate, *shared)
-
-
-def _of_one_name(create: Callable[..., tf.Variable], **settings: object) -> tf.Variable:
-    """A variable whose name TensorFlow has seen: it makes a kernel for each new one, in 0.4 ms. Keras keeps its own."""
-    # The slash leaves out the scopes around it.
-    return create(**{**settings, "name": "optimizer_state/"})
 
 
 class FusedAdamW(_Fused, keras.optimizers.AdamW):
