@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 _PROGRAM = """
-import gc, sys
+import gc, sys, typing
 from tfbig.startup import deferred, import_tensorflow
 import_tensorflow()
 assert gc.isenabled() and not [finder for finder in sys.meta_path if type(finder).__name__ == '_Deferring']
+assert not hasattr(typing, "compile") and eval(typing.ForwardRef("int | None").__forward_code__) == int | None
 import tfbig.training.fit
 print([name for name in ("sklearn", "matplotlib", "scipy.stats", "dp_accounting.pld") if name in sys.modules])
 import keras
