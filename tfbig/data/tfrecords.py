@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.listing import Listing, find_split, multi_hot, quoted
-from tfbig.data.manifest import digest
+from tfbig.data.contents import DIGEST, digest
+from tfbig.data.file_names import Paths
+from tfbig.data.listing import Listing, find_split, quoted
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded
@@ -96,6 +98,8 @@ class _Reader:
         classes = label.feature if self._multi_label else label
         self._class_names = tuple(classes.names or map(str, range(classes.num_classes)))
         self._shards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        # By shard: the role that has records of it, and from which to before which.
+        self._used: dict[str, list[tuple[str, int, int]]] = {}
         self._starts = {
             str(path): (name, start)
             for name, info in self._splits.items()
@@ -104,21 +108,29 @@ class _Reader:
 
     def listing(self, split_names: Mapping[str, str]) -> Listing:
         splits, digests = {}, {}
-        seen: dict[str, str] = {}
         for role, wanted in split_names.items():
             instructions = self._instructions(role, wanted)
             if instructions is None:
                 continue
             if not sum(instruction.take for instruction in instructions):
                 raise DataError(f"tfds:{self._spec} has no examples in {wanted!r}; widen --data.{role}_split.")
+            for instruction in instructions:
+                self._refuse_shared(role, wanted, instruction)
             splits[role], digests[role] = self._split(instructions)
-            for name in splits[role].names:
-                if seen.setdefault(name, role) != role:
-                    raise DataError(
-                        f"tfds:{self._spec}: --data.{role}_split {wanted!r} shares record {name} with "
-                        f"{seen[name]}; slice them apart, such as train[:90%] and train[90%:]."
-                    )
         return Listing(splits, self._class_names, self._multi_label, digests=digests, files=False)
+
+    def _refuse_shared(self, role: str, wanted: str, more: tfds.core.utils.shard_utils.FileInstruction) -> None:
+        """Raises where records of a shard are those of another role."""
+        path, first, end = str(more.filename), more.skip, more.skip + more.take
+        for other, other_first, other_end in self._used.setdefault(path, []):
+            shared = max(first, other_first)
+            if other != role and shared < min(end, other_end):
+                split, start = self._starts[path]
+                raise DataError(
+                    f"tfds:{self._spec}: --data.{role}_split {wanted!r} shares record {split}#{start + shared} with "
+                    f"{other}; slice them apart, such as train[:90%] and train[90%:]."
+                )
+        self._used[path].append((role, first, end))
 
     def _instructions(self, role: str, wanted: str) -> list[tfds.core.utils.shard_utils.FileInstruction] | None:
         """What to read from each shard, or None where the split is to be drawn from train."""
@@ -146,10 +158,12 @@ class _Reader:
             np.concatenate([offset[part] for (offset, _), part in zip(positions, chosen, strict=True)]),
             np.concatenate([length[part] for (_, length), part in zip(positions, chosen, strict=True)]),
         )
-        names = []
-        for instruction in instructions:
-            split, start = self._starts[str(instruction.filename)]
-            names += [f"{split}#{start + i}" for i in range(instruction.skip, instruction.skip + instruction.take)]
+        names = Paths(
+            f"{split}#{start + i}"
+            for instruction in instructions
+            for split, start in (self._starts[str(instruction.filename)],)
+            for i in range(instruction.skip, instruction.skip + instruction.take)
+        )
         labels, digests = self._contents(records)
         image = self._image
 
@@ -181,16 +195,22 @@ class _Reader:
 
     def _contents(self, records: _Records) -> tuple[np.ndarray, np.ndarray]:
         """Labels and digests of the images, each record read once."""
-        classes, digests = [], []
-        for index in range(len(records.offset)):
+        num_examples = len(records.offset)
+        digests, counts, classes = np.empty(num_examples, DIGEST), np.empty(num_examples, np.int32), array("q")
+        for index in range(num_examples):
             features = tf.train.Example.FromString(records.read(index)).features.feature
-            classes.append(tuple(features[self._label].int64_list.value))
-            digests.append(digest(features[self._image].bytes_list.value[0]))
-        if any(label < 0 for labels in classes for label in labels):
+            before = len(classes)
+            classes.extend(features[self._label].int64_list.value)
+            counts[index] = len(classes) - before
+            digests[index] = digest(features[self._image].bytes_list.value[0])
+        numbers = np.array(classes, np.int32)
+        if (numbers < 0).any():
             raise DataError(f"tfds:{self._spec} has examples without a label (-1); choose splits that are labelled.")
-        if self._multi_label:
-            return multi_hot(classes, len(self._class_names)), np.array(digests, "S32")
-        return np.array([label for (label,) in classes], np.int32), np.array(digests, "S32")
+        if not self._multi_label:
+            return numbers, digests
+        labels = np.zeros((num_examples, len(self._class_names)), np.float32)
+        labels[np.repeat(np.arange(num_examples), counts), numbers] = 1.0
+        return labels, digests
 
 
 def record_positions(path: str) -> tuple[np.ndarray, np.ndarray]:
