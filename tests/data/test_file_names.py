@@ -13,7 +13,7 @@ from tfbig.data.files import file_split
 from tfbig.data.splits import Split
 
 # Around a block's 32 names; equal ones, an empty one, names beyond ASCII and bytes that are no UTF-8.
-NAMES = [f"b/{i % 40}.jpg" for i in range(70)] + ["", "ä/é.png", "a\udcff.jpg", "\uffee", "a b", "a", "a"]
+NAMES = [f"b/{i % 40}.jpg" for i in range(70)] + ["", "ä/é.png", "a\udcff.jpg", "a\uffee.jpg", "\uffee", "a b", "a", "a"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 31, 32, 33, 64, 77])
