@@ -12,8 +12,9 @@ from tfbig.data.file_names import Paths, name_order
 from tfbig.data.files import file_split
 from tfbig.data.splits import Split
 
-# Around a block's 32 names; equal ones, an empty one, names beyond ASCII and bytes that are no UTF-8.
-NAMES = [f"b/{i % 40}.jpg" for i in range(70)] + ["", "ä/é.png", "a\udcff.jpg", "a\uffee.jpg", "\uffee", "a b", "a", "a"]
+# Equal ones, an empty one, names beyond ASCII, and bytes that are no UTF-8, which in order of bytes come elsewhere.
+NAMES = [f"b/{i % 40}.jpg" for i in range(70)]
+NAMES += ["", "ä/é.png", "a\udcff.jpg", "a\uffee.jpg", "\uffee", "a b", "a", "a"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 31, 32, 33, 64, 77])

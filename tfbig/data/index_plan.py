@@ -95,10 +95,11 @@ class IndexPlan:
 def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     # Half the memory of numpy's own choice, for up to four epochs.
     kind = np.int32 if num_examples < 2**31 else np.int64
+    order = np.arange(num_examples, dtype=kind)
     if not shuffle:
-        return np.arange(num_examples, dtype=kind)
+        return order
     key: int | list[int] = [seed, epoch]
     if seed >= _LEAST_SECRET:
         # What the generator gives away must not lead back to the secret, from which the noise comes too.
         key = int.from_bytes(derived_key(seed, "order", epoch), "little")
-    return np.random.default_rng(key).permutation(num_examples).astype(kind)
+    return np.random.default_rng(key).permutation(order)
