@@ -10,8 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfbig.data import images
+from tfbig.data.record_positions import record_positions
 from tfbig.data.splits import Splits
-from tfbig.data.tfrecords import record_positions
 from tfbig.errors import DataError
 
 Load = Callable[..., Splits]

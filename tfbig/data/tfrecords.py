@@ -8,10 +8,8 @@ Gives a `Listing` to sources.py; already-prepared folders need neither builder c
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import tensorflow as tf
 from tfbig.data.contents import DIGEST, digest
 from tfbig.data.file_names import Paths
 from tfbig.data.listing import Listing, find_split, quoted
+from tfbig.data.record_positions import record_positions
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 _SPEC = re.compile(r"(?P<name>\w+)(/(?P<config>[^:/]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_HEADER_BYTES, _FOOTER_BYTES = 12, 4
 
 
 def read_tfds(spec: str, *, directory: str | None, split_names: Mapping[str, str], offline: bool) -> Listing:
@@ -211,38 +209,6 @@ class _Reader:
         labels = np.zeros((num_examples, len(self._class_names)), np.float32)
         labels[np.repeat(np.arange(num_examples), counts), numbers] = 1.0
         return labels, digests
-
-
-def record_positions(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the records of a TFRecord file lie.
-
-    Args:
-        path: A TFRecord file, uncompressed.
-
-    Returns:
-        (N,) offsets of the records' data from the file's start, and (N,) lengths, both in bytes.
-
-    Raises:
-        ValueError: The file ends within a record.
-    """
-    offsets: list[int] = []
-    lengths: list[int] = []
-    size = os.path.getsize(path)
-    if not size:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        position = 0
-        while position < size:
-            end = position + _HEADER_BYTES
-            if end <= size:
-                (length,) = struct.unpack_from("<Q", content, position)
-                end += length + _FOOTER_BYTES
-            if end > size:
-                raise ValueError(f"{path} ends within record {len(offsets)}")
-            offsets.append(position + _HEADER_BYTES)
-            lengths.append(length)
-            position = end
-    return np.array(offsets, np.int64), np.array(lengths, np.int64)
 
 
 def _keys(spec: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
