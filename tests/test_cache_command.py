@@ -27,7 +27,7 @@ def test_lists_and_clears(feature_cache_folder: Path, tmp_path: Path, capsys: py
     for name in names:
         (tmp_path / name).touch()
     known = KnownFiles("folder:x", directory=str(tmp_path), folder=feature_cache_folder, limit_bytes=10**9)
-    known.add(names, known.states(names), np.full(7, b"d" * 32), known=np.zeros(7, bool), read_ns=2 * time.time_ns())
+    known.add(names, known.states(names), np.full(7, b"d" * 16), known=np.zeros(7, bool), read_ns=2 * time.time_ns())
     known.keep()
     assert main(["cache"]) == 0
     out = capsys.readouterr().out

@@ -97,9 +97,10 @@ def test_a_chart_shows_every_second_and_megabyte_and_no_size_of_a_file(bench, tm
 @pytest.mark.slow
 def test_the_smallest_points_are_measured():
     command = [sys.executable, str(BENCH / "growth.py"), "--json", "--most_images", "1000", "--most_classes", "10"]
-    done = subprocess.run([*command, "--most_width", "64"], capture_output=True, text=True, timeout=600)
+    least = ["--most_width", "64", "--most_names", "10000"]
+    done = subprocess.run([*command, *least], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    for axis in ("images", "classes", "models"):
+    for axis in ("images", "names", "rows", "classes", "models"):
         (point,) = result[axis]["points"]
         assert all(math.isfinite(value) and value >= 0 for name, value in point.items() if name.endswith(("_s", "_mb")))

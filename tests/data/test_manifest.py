@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tfbig.data import images
+from tfbig.data.contents import DIGEST, digest, numbered
 from tfbig.data.files import file_split
-from tfbig.data.manifest import digest, inspect, manifest
+from tfbig.data.manifest import inspect, manifest
 from tfbig.data.splits import Splits
 
 
@@ -37,7 +38,7 @@ def test_at_most_twenty_pairs_are_named(tmp_path: Path) -> None:
     digests = {role: inspect(part).digests for role, part in parts.items()}
     found = manifest(
         parts,
-        digests,
+        numbered(digests),
         class_names=["a"],
         origins=dict.fromkeys(parts, "given"),
         settings={},
@@ -53,7 +54,7 @@ def test_the_fingerprint_knows_names_contents_labels_and_splits() -> None:
         part = file_split(Path(), [name, "b"], np.array([label, 1], np.int32))
         return manifest(
             {role: part},
-            {role: np.array([content, digest(b"b")])},
+            numbered({role: np.array([content, digest(b"b")], DIGEST)}),
             class_names=["x", "y"],
             origins={role: "given"},
             settings={},
@@ -72,7 +73,7 @@ def test_inspection_reads_every_file_once_in_order(tmp_path: Path) -> None:
     for i, path in enumerate(paths):
         path.write_bytes(images.png_bytes(np.full((2, 3), i, np.uint8)) if i % 50 else b"\xff\xd8\xff broken")
     found = inspect(file_split(tmp_path, [path.name for path in paths], np.zeros(200, np.int32)))
-    assert found.digests.tolist() == [digest(path.read_bytes()) for path in paths]
+    np.testing.assert_array_equal(found.digests, np.array([digest(path.read_bytes()) for path in paths], DIGEST))
     assert sorted(found.faults) == [0, 50, 100, 150]
     assert all("JPEG" in reason for reason in found.faults.values())
 
@@ -82,12 +83,13 @@ def test_the_fingerprint_is_the_hash_of_all_lines_in_their_order() -> None:
     # The last name is no UTF-8: byte by byte it comes before the one in front of it.
     for role, names in (("train", ["b", "a b", "a"]), ("test", ["b", "\U0001f600", "c\udce9"])):
         parts[role] = file_split(Path(), names, np.array([2, 0, 1], np.int32))
-        digests[role] = np.array([digest(name.encode("utf-8", "surrogateescape")) for name in names])
-        rows = zip(names, digests[role], [2, 0, 1], strict=True)
-        lines += [f"{role}\0{name}\0{content.decode()}\0{label}\n" for name, content, label in rows]
+        contents = [digest(name.encode("utf-8", "surrogateescape")) for name in names]
+        digests[role] = np.array(contents, DIGEST)
+        rows = zip(names, contents, [2, 0, 1], strict=True)
+        lines += [f"{role}\0{name}\0{content.hex()}\0{label}\n" for name, content, label in rows]
     found = manifest(
-        parts, digests, class_names=list("xyz"), origins=dict.fromkeys(parts, "given"), settings={}, unreadable={},
-        ignored=[],
+        parts, numbered(digests), class_names=list("xyz"), origins=dict.fromkeys(parts, "given"), settings={},
+        unreadable={}, ignored=[],
     )  # fmt: skip
     whole = "".join(sorted(lines)).encode("utf-8", "surrogateescape")
     # What runs and feature caches hold already must not change.

@@ -1,5 +1,7 @@
 """Laws of the index plan: every example once an epoch, a pure function of its fields, slices that add up."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,6 +22,15 @@ def test_an_epoch_holds_every_example_once(num_examples: int, batch_size: int, s
     assert sorted(indices[weights == 1]) == list(range(num_examples))
     assert ((indices >= 0) & (indices < num_examples)).all()
     assert set(weights) <= {0.0, 1.0}
+
+
+def test_the_order_of_an_epoch_is_that_of_every_release() -> None:
+    """A run that goes on has seen the examples of its epoch so far in this order."""
+    found = [IndexPlan(1000, 1000, seed=seed).indices(epoch, 0)[0] for seed in (0, 7, 2**40) for epoch in (0, 3)]
+    assert {one.dtype for one in found} == {np.dtype(np.int64)}
+    expected = [np.random.default_rng([seed, epoch]).permutation(1000) for seed in (0, 7) for epoch in (0, 3)]
+    np.testing.assert_array_equal(found[:4], expected)
+    assert hashlib.md5(np.stack(found).astype("<i8").tobytes()).hexdigest() == "6911fd9d88f1af19a9c0e24ff271ef2c"
 
 
 def test_equal_plans_agree_and_seeds_and_epochs_differ() -> None:

@@ -10,8 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfbig.data import images
+from tfbig.data.record_positions import record_positions
 from tfbig.data.splits import Splits
-from tfbig.data.tfrecords import record_positions
 from tfbig.errors import DataError
 
 Load = Callable[..., Splits]
@@ -85,7 +85,7 @@ def test_slices_are_those_of_tfds(load: Load, cifar: str) -> None:
         rows = tfds.load("cifar10_jpeg", data_dir=cifar, split=slices, as_supervised=True, read_config=in_order)
         rows = list(rows.map(lambda image, label: label).as_numpy_iterator())
         assert part.labels.tolist() == rows
-    assert splits.train.names[999:1001] == ["train#999", "test#10"]
+    assert list(splits.train.names[999:1001]) == ["train#999", "test#10"]
 
 
 def test_records_are_fetched_inside_tf_data(load: Load, prepared: Path) -> None:

@@ -1,5 +1,6 @@
 """Features kept on the disk: the same values, found again by content alone, and never the reason that a run fails."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import tensorflow as tf
 
 from tfbig.config import AdaptConfig, RunConfig, RuntimeConfig
+from tfbig.data import file_names
 from tfbig.data.batches import batches
+from tfbig.data.file_names import Paths
 from tfbig.data.index_plan import IndexPlan
 from tfbig.data.splits import DataSpec, Split, Splits, array_split
 from tfbig.training import assembly, feature_cache, features
@@ -131,6 +134,19 @@ def test_the_key_is_of_the_content_and_of_nothing_else() -> None:
     assert len({key, *others}) == 1 + len(others)
     # Nobody can tell such data from other data.
     assert feature_key(_trunk(), split, Origin("", "train", ""), 10) is None
+
+
+def test_the_key_with_many_names_is_that_of_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the cache holds already is found again, and no list of all names is made."""
+    monkeypatch.setattr(file_names, "_AT_ONCE", 3)
+    names = ["a.png", 'of "quotes" and \\.png', "ä/é.png", "a\udcff.jpg", "\U0001f600", "", ", ", "\0names"]
+    parts = {"a": "before", "data": ["fingerprint", "train", [feature_key_module._NAMES]], "z": 10}
+    text = json.dumps(parts, sort_keys=True)
+    for number in range(len(names) + 1):
+        whole = {**parts, "data": ["fingerprint", "train", names[:number]]}
+        expected = feature_key_module._hash(json.dumps(whole, sort_keys=True).encode())
+        for several in (names[:number], Paths(names[:number])):
+            assert feature_key_module._hash_with_names(text, several) == expected
 
 
 def test_pictures_of_another_shape_are_others() -> None:

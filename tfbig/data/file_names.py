@@ -1,62 +1,63 @@
-"""Names of files without an object each: their bytes in few large pieces, and where each begins.
+"""Names of files without an object each: their bytes in one piece, and where each begins.
 
 A list of a million paths is a hundred bytes of Python objects a path beside the path itself. `Paths` reads as such a
-list. Used by files.py, which lists files, and by whatever asks a split for its names in order. Letters: N paths of a
-sequence, M of the whole that it is a part of.
+list, in Python and in a graph of TensorFlow's, which share the same memory. Used by files.py, which lists files, and by
+whatever asks a split for its names in order. Letters: N paths of a sequence, M of the whole that it is
+a part of.
 """
 
 from __future__ import annotations
 
-import heapq
-import io
+import itertools
+import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
+import tensorflow as tf
 
-NAMES_IN_BLOCK = 32
-# Names that are objects at a time while a whole is put in order.
+from tfbig.data.byte_order import SPARE, ranks
+
 _AT_ONCE = 2**14
 _INT32_MAX = 2**31 - 1
 
 
 class _Whole:
-    """M names as the bytes of every 32 of them, and their order, which is found only where it is asked for."""
+    """M names as their bytes, and their order, which is found only where it is asked for."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        content = io.BytesIO()
-        sizes = np.fromiter((content.write(os.fsencode(name)) for name in names), np.int32)
-        self.begins = np.zeros(len(sizes) + 1, _smallest(content.tell()))  # (M + 1,): where each begins, the last ends
-        np.cumsum(sizes, out=self.begins[1:])
-        bounds, joined = [*self.begins[:-1:NAMES_IN_BLOCK].tolist(), content.tell()], content.getvalue()
-        self.blocks = [joined[a:b] for a, b in pairwise(bounds)]
+        content, begins = _joined(map(os.fsencode, names))
+        with tf.device("CPU"):
+            # Eager: handed to graphs by reference, and read from Python where they are.
+            self.tensors = tf.constant(content), tf.constant(begins)
+        self.content, self.begins = (np.asarray(memoryview(tensor)) for tensor in self.tensors)
         self._ranks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.begins) - 1
 
     def name(self, index: int) -> str:
-        block = index // NAMES_IN_BLOCK
-        first, begin, end = self.begins[[block * NAMES_IN_BLOCK, index, index + 1]].tolist()
-        return os.fsdecode(self.blocks[block][begin - first : end - first])
+        return os.fsdecode(self.content[self.begins[index] : self.begins[index + 1]].tobytes())
+
+    def several(self, indices: np.ndarray) -> list[str]:
+        bounds = zip(self.begins[indices].tolist(), self.begins[indices + 1].tolist(), strict=True)
+        content = self.content.data
+        return [os.fsdecode(bytes(content[begin:end])) for begin, end in bounds]
 
     def ranks(self) -> np.ndarray:
         """(M,) int32 place of each name among the different ones, in order of code points."""
         if self._ranks is None:
-            self._ranks = np.zeros(len(self), np.int32)
-            rank, before = -1, None
-            for name, index in heapq.merge(*map(self._sorted, range(0, len(self), _AT_ONCE))):
-                rank += name != before
-                self._ranks[index], before = rank, name
+            content, begins = self.content, self.begins
+            if content.max() > 127:
+                # So coded, bytes are in the order of code points, whatever stands for bytes that are no text.
+                names = (name for first in range(0, len(self), _AT_ONCE) for name in self.several(self._block(first)))
+                content, begins = _joined(name.encode("utf-8", "surrogatepass") for name in names)
+            self._ranks = ranks(content, begins)
         return self._ranks
 
-    def _sorted(self, first: int) -> Iterator[tuple[str, int]]:
-        several = range(first, min(first + _AT_ONCE, len(self)))
-        # Names are made anew as they are asked for, not kept beside their order.
-        order = np.array(sorted(several, key=self.name), np.int32)
-        return ((self.name(index), index) for index in order.tolist())
+    def _block(self, first: int) -> np.ndarray:
+        return np.arange(first, min(first + _AT_ONCE, len(self)))
 
 
 class Paths(Sequence[str]):
@@ -70,28 +71,44 @@ class Paths(Sequence[str]):
         self._whole = _Whole(names)
         self._chosen: np.ndarray | None = None
 
-    def blocks(self) -> tuple[list[bytes], np.ndarray]:
-        """The bytes of every `NAMES_IN_BLOCK` names, and (N + 1,) where each begins among all bytes and the last ends.
+    def in_graph(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """What gives a name in a graph: scalar index -> scalar string. The names of a choice are copied."""
+        content, begins = (self._whole if self._chosen is None else _Whole(self)).tensors
+        with tf.device("CPU"):
+            # More than 128 elements, which are not copied into a graph.
+            characters = tf.constant([bytes([code]) for code in range(256)])
 
-        Those of a choice are copied.
-        """
-        whole = self._whole if self._chosen is None else _Whole(self)
-        return whole.blocks, whole.begins
+        def name(index: tf.Tensor) -> tf.Tensor:
+            begin = tf.gather(begins, tf.expand_dims(index, 0))  # (1,)
+            size = tf.gather(begins, tf.expand_dims(index + 1, 0)) - begin
+            codes = tf.cast(tf.slice(content, begin, size), tf.int32)
+            return tf.strings.reduce_join(tf.gather(characters, codes))
+
+        return name
 
     def take(self, indices: np.ndarray) -> Paths:
         """The names at those indices, from 0 to below N."""
         part = object.__new__(Paths)
         chosen = indices if self._chosen is None else self._chosen[indices]
-        part._whole, part._chosen = self._whole, chosen.astype(_smallest(len(self._whole)))
+        part._whole, part._chosen = self._whole, chosen.astype(smallest(len(self._whole)), copy=False)
         return part
 
+    def several(self, indices: np.ndarray) -> list[str]:
+        """The names at a few of the indices, as objects."""
+        return self._whole.several(indices if self._chosen is None else self._chosen[indices])
+
     def order(self) -> np.ndarray:
-        """(N,) indices in the order of their names; equal names as they come."""
+        """(N,) int32 indices in the order of their names; equal names as they come."""
         ranks = self._whole.ranks()
-        return np.argsort(ranks if self._chosen is None else ranks[self._chosen], kind="stable")
+        order = np.argsort(ranks if self._chosen is None else ranks[self._chosen], kind="stable")
+        return order.astype(smallest(len(order)))
 
     def __len__(self) -> int:
         return len(self._whole if self._chosen is None else self._chosen)
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self.several(np.arange(first, min(first + _AT_ONCE, len(self))))
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -110,7 +127,7 @@ def name_order(names: Sequence[str]) -> np.ndarray:
     """(N,) indices in the order of their names; not by an array of names, which is as wide as the longest of them."""
     if isinstance(names, Paths):
         return names.order()
-    return np.array(sorted(range(len(names)), key=names.__getitem__), int)
+    return np.array(sorted(range(len(names)), key=names.__getitem__), smallest(len(names)))
 
 
 def chosen(names: Sequence[str], indices: np.ndarray) -> Sequence[str]:
@@ -118,5 +135,34 @@ def chosen(names: Sequence[str], indices: np.ndarray) -> Sequence[str]:
     return names.take(indices) if isinstance(names, Paths) else [names[i] for i in indices]
 
 
-def _smallest(largest: int) -> type[np.signedinteger]:
+def blocks(names: Sequence[str], order: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """A few indices at a time, and their names: of all, as they come or in an order."""
+    for first in range(0, len(names), _AT_ONCE):
+        at = slice(first, min(first + _AT_ONCE, len(names)))
+        indices = np.arange(at.start, at.stop) if order is None else order[at]
+        yield indices, names.several(indices) if isinstance(names, Paths) else [names[int(i)] for i in indices]
+
+
+def _joined(names: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """All bytes and some to spare, and (M + 1,) where each name begins and the last ends."""
+    rest, pieces, sizes = iter(names), [], [np.empty(0, np.int32)]
+    while several := list(itertools.islice(rest, _AT_ONCE)):
+        raw = b"".join(several)
+        pieces.append(_outside_heap(len(raw)))
+        pieces[-1][:] = np.frombuffer(raw, np.uint8)
+        sizes.append(np.fromiter(map(len, several), np.int32))
+    num_bytes = sum(map(len, pieces))
+    content, begins = _outside_heap(num_bytes + SPARE), np.zeros(sum(map(len, sizes)) + 1, smallest(num_bytes))
+    np.concatenate([*pieces, np.zeros(SPARE, np.uint8)], out=content)
+    np.cumsum(np.concatenate(sizes), out=begins[1:])
+    return content, begins
+
+
+def _outside_heap(num_bytes: int) -> np.ndarray:
+    """Bytes that the kernel has back once they are free, for the heap of a run keeps its own (heap.py)."""
+    return np.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), np.uint8)[:num_bytes]
+
+
+def smallest(largest: int) -> type[np.signedinteger]:
+    """The smaller of two types of whole numbers that holds them up to the largest."""
     return np.int32 if largest <= _INT32_MAX else np.int64

@@ -6,24 +6,23 @@ splits that are missing.
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.file_names import NAMES_IN_BLOCK, Paths
+from tfbig.data.csv_rows import read_rows
+from tfbig.data.file_names import Paths
 from tfbig.data.images import EXTENSIONS
-from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, multi_hot, quoted
+from tfbig.data.listing import SYNONYMS, Listing, class_order, find_split, quoted
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded
-from tfbig.suggest import nearest
 
 # What operating systems leave in folders that people zip and share.
 _CLUTTER = ("__macosx", "thumbs.db", "desktop.ini")
@@ -49,34 +48,30 @@ def read_folder(path: str, *, split_names: Mapping[str, str]) -> Listing:
     if not root.is_dir():
         raise DataError(f"folder: expected a folder of images, but {path} {_what(root)}; give folder:PATH.")
     roles = _split_folders(root, split_names)
-    found: dict[str, dict[str, Paths]] = {}
     start = len(os.path.join(root, ""))
     ignored: list[str] = []
+    sizes: dict[str, dict[str, int]] = {}
     try:
+        classes = {role: _class_folders(folder, ignored) for role, folder in roles.items()}
+        order = class_order(chain.from_iterable(classes.values()))
+        names = {}
         for role, folder in roles.items():
-            found[role] = {}
-            for child in _children(folder):
-                is_folder = _is_dir(child)
-                if is_folder and not _is_clutter(child.name):
-                    above = (_identity(root), _identity(folder))
-                    found[role][child.name] = Paths(path[start:] for path in _walk(child.path, above, ignored))
-                elif not is_folder:
-                    ignored.append(child.path)
+            above, sizes[role] = (_identity(root), _identity(folder)), {}
+            names[role] = Paths(path[start:] for path in _in_classes(classes[role], order, above, ignored, sizes[role]))
     except OSError as error:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}; mend its permissions.") from error
-    class_names = _class_names(path, found)
+    class_names = _class_names(path, sizes)
     unreadable = [name.encode(errors="backslashreplace").decode() for name in class_names if not name.isprintable()]
     if unreadable:
         raise DataError(
             f"folder:{path} has class folders whose names are not one line of plain UTF-8 text: {quoted(unreadable)}; "
             "rename them."
         )
-    splits = {}
-    for role, classes in found.items():
-        of_class = [classes.get(name, ()) for name in class_names]
-        sizes = [len(names) for names in of_class]
-        labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        splits[role] = file_split(root, Paths(chain.from_iterable(of_class)), labels)
+    numbers = np.arange(len(class_names), dtype=np.int32)
+    splits = {
+        role: file_split(root, names[role], np.repeat(numbers, [of_role.get(name, 0) for name in class_names]))
+        for role, of_role in sizes.items()
+    }
     left_out = tuple(sorted(path[start:] for path in ignored))
     return Listing(splits, class_names, ignored=left_out, directory=str(root))
 
@@ -102,31 +97,19 @@ def read_csv(
     Raises:
         DataError: No such file, a missing column, an empty path or label, an unknown split.
     """
-    rows = _rows(path, (path_column, label_column))
-    base = expanded(directory) if directory else expanded(path).parent
+    file = expanded(path)
+    if not file.is_file():
+        kind = "is a folder" if file.is_dir() else "does not exist"
+        raise DataError(f"csv: expected a CSV file, but {path} {kind}; give csv:PATH.")
+    rows = read_rows(path, file, path_column=path_column, label_column=label_column)
+    base = expanded(directory) if directory else file.parent
     if not base.is_dir():
         raise DataError(f"--data.dir is where the CSV's paths start, but {base} {_what(base)}.")
-    cells = [row[label_column] for row in rows]
-    multi_label = any("|" in cell for cell in cells)
-    for column in (path_column,) if multi_label else (path_column, label_column):
-        empty = [i for i, row in enumerate(rows, 1) if not row[column]]
-        if empty:
-            raise DataError(
-                f"csv:{path} has {len(empty)} empty cells in column {column!r}, the first in row {empty[0]} below the "
-                "header; fill them or remove the rows. Only where labels are separated by | may one be empty."
-            )
-    texts = [[t.strip() for t in cell.split("|") if t.strip()] for cell in cells]
-    class_names = class_order(text for row in texts for text in row)
-    if not class_names:
-        raise DataError(f"csv:{path} has no label in its column {label_column!r}; fill it.")
-    number = {name: i for i, name in enumerate(class_names)}
-    indices = [[number[text] for text in row] for row in texts]
-    labels = multi_hot(indices, len(class_names)) if multi_label else np.array(indices, np.int32)[:, 0]
-    splits = {}
-    for role, members in _row_splits(path, rows, split_names).items():
-        names = [rows[i][path_column] for i in members]
-        splits[role] = file_split(base, names, labels[members])
-    return Listing(splits, class_names, multi_label, directory=str(base))
+    class_names, labels = rows.classes(label_column, path_column)
+    roles = rows.roles(split_names)
+    whole = file_split(base, rows.names, labels)
+    splits = {role: whole if members is None else whole.subset(members) for role, members in roles.items()}
+    return Listing(splits, class_names, labels.ndim == 2, directory=str(base))
 
 
 def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Split:
@@ -140,7 +123,7 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
         labels: As in `Split`.
     """
     paths = names if isinstance(names, Paths) else Paths(names)
-    name, start = _names_in_graph(paths), os.fsencode(os.path.join(directory, ""))
+    name, start = paths.in_graph(), os.fsencode(os.path.join(directory, ""))
 
     def fetch(index: tf.Tensor) -> tf.Tensor:
         found = name(index)
@@ -155,21 +138,6 @@ def file_split(directory: Path, names: Sequence[str], labels: np.ndarray) -> Spl
         return file.read_bytes()
 
     return Split(fetch, labels, paths, payload)
-
-
-def _names_in_graph(paths: Paths) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives a name in a graph: scalar index -> scalar string."""
-    blocks, begins = paths.blocks()
-    # Eager constants of more than 128 elements are handed to each graph by reference, not copied into it.
-    block_of, begin_of = tf.constant(blocks, tf.string, shape=[len(blocks)]), tf.constant(begins)
-
-    def name(index: tf.Tensor) -> tf.Tensor:
-        block = index // NAMES_IN_BLOCK
-        begin = tf.gather(begin_of, index)
-        within = begin - tf.gather(begin_of, block * NAMES_IN_BLOCK)
-        return tf.strings.substr(tf.gather(block_of, block), within, tf.gather(begin_of, index + 1) - begin)
-
-    return name
 
 
 def _what(path: Path) -> str:
@@ -205,21 +173,29 @@ def _identity(folder: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...], ignored: list[str]) -> list[str]:
+def _walk(folder: str, above: tuple[tuple[int, int], ...], ignored: list[str]) -> Iterator[str]:
     """Paths of images under a folder, in sorted order; `above` are the folders that hold it, to stop at loops."""
-    images: list[str] = []
     above = (*above, _identity(folder))
-    for child in _children(folder):
-        if _is_dir(child):
-            if _is_clutter(child.name):
-                continue
-            if _identity(child.path) in above:
-                ignored.append(child.path)
+    names, folders = [], set()
+    with os.scandir(folder) as entries:
+        # Names alone: of a million files in one folder the entries would be the most that a start keeps.
+        for child in entries:
+            names.append(child.name)
+            if _is_dir(child):
+                folders.add(child.name)
+    names.sort()
+    for name in names:
+        path = os.path.join(folder, name)
+        if name not in folders:
+            if _is_image(name):
+                yield path
             else:
-                images += _walk(child.path, above, ignored)
-        else:
-            (images if _is_image(child.name) else ignored).append(child.path)
-    return images
+                ignored.append(path)
+        elif not _is_clutter(name):
+            if _identity(path) in above:
+                ignored.append(path)
+            else:
+                yield from _walk(path, above, ignored)
 
 
 def _split_folders(root: Path, split_names: Mapping[str, str]) -> dict[str, Path]:
@@ -242,13 +218,43 @@ def _split_folders(root: Path, split_names: Mapping[str, str]) -> dict[str, Path
 
 
 def _holds_only_folders(folder: str) -> bool:
-    children = [child for child in _children(folder) if not _is_clutter(child.name)]
-    return any(_is_dir(c) for c in children) and not any(not _is_dir(c) and _is_image(c.name) for c in children)
+    has_folder = False
+    with os.scandir(folder) as entries:
+        for child in entries:
+            is_folder = not _is_clutter(child.name) and _is_dir(child)
+            if not is_folder and _is_image(child.name):
+                return False
+            has_folder |= is_folder
+    return has_folder
 
 
-def _class_names(path: str, found: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[str, ...]:
-    names = {name for classes in found.values() for name in classes}
-    filled = {name for classes in found.values() for name, paths in classes.items() if paths}
+def _class_folders(folder: Path, ignored: list[str]) -> dict[str, str]:
+    """Class -> its folder; files beside them are added to the ignored ones."""
+    children = _children(folder)
+    is_dir = [_is_dir(child) for child in children]
+    ignored += [child.path for child, is_folder in zip(children, is_dir, strict=True) if not is_folder]
+    folders = [child for child, is_folder in zip(children, is_dir, strict=True) if is_folder]
+    return {child.name: child.path for child in folders if not _is_clutter(child.name)}
+
+
+def _in_classes(
+    folders: Mapping[str, str],
+    order: Sequence[str],
+    above: tuple[tuple[int, int], ...],
+    ignored: list[str],
+    sizes: dict[str, int],
+) -> Iterator[str]:
+    """Paths of the images of each class, in the classes' order; their numbers are added to `sizes`."""
+    for name in filter(folders.__contains__, order):
+        sizes[name] = 0
+        for path in _walk(folders[name], above, ignored):
+            sizes[name] += 1
+            yield path
+
+
+def _class_names(path: str, sizes: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    names = {name for classes in sizes.values() for name in classes}
+    filled = {name for classes in sizes.values() for name, size in classes.items() if size}
     if not filled:
         raise DataError(
             f"folder:{path} has no images in class folders: expected PATH/CLASS/picture with one of "
@@ -260,52 +266,3 @@ def _class_names(path: str, found: Mapping[str, Mapping[str, Sequence[str]]]) ->
             f"({', '.join(EXTENSIONS)}) or remove the folder."
         )
     return class_order(filled)
-
-
-def _rows(path: str, needed: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file, cells stripped and never None."""
-    file = expanded(path)
-    if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "does not exist"
-        raise DataError(f"csv: expected a CSV file, but {path} {kind}; give csv:PATH.")
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="")
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = [{k: v.strip() for k, v in row.items() if isinstance(v, str)} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"csv:{path} cannot be read as UTF-8 CSV: {error}; save it as CSV in UTF-8.") from error
-    if len(set(columns)) < len(columns):
-        raise DataError(f"csv:{path} has two columns of one name among {quoted(columns)}; rename one.")
-    for name in needed:
-        if name not in columns:
-            raise DataError(
-                f"csv:{path} has no column {name!r}; it has {quoted(columns)}: name the column of paths with "
-                f"--data.path_column and that of labels with --data.label_column.{nearest(name, columns)}"
-            )
-    if not rows:
-        raise DataError(f"csv:{path} has no rows below its header; expected a row an image.")
-    return rows
-
-
-def _row_splits(
-    path: str, rows: Sequence[Mapping[str, str]], split_names: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-    """Role -> row numbers, from the column split where there is one."""
-    if "split" not in rows[0]:
-        return {"train": np.arange(len(rows))}
-    column = np.array([row["split"] for row in rows])
-    roles = {}
-    for role, wanted in split_names.items():
-        name = find_split(role, wanted, dict.fromkeys(column.tolist()), where=f"csv:{path}, column split,")
-        if name is not None:
-            roles[role] = np.flatnonzero(column == name)
-    unused = set(column.tolist()) - {str(column[members[0]]) for members in roles.values()}
-    if unused:
-        raise DataError(
-            f"csv:{path} has rows with split {quoted(sorted(unused))}; expected "
-            f"{quoted(split_names.values())}: mend the rows or name the splits with --data.train_split, "
-            "--data.validation_split and --data.test_split."
-        )
-    return roles

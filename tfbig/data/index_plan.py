@@ -78,7 +78,7 @@ class IndexPlan:
             raise ValueError(f"A batch of {length} examples is not a multiple of {num_replicas} replicas.")
         order = _order(self.num_examples, self.seed, epoch, self.shuffle)
         position = np.arange(first, first + length)
-        indices = order[position % self.num_examples]
+        indices = order[position % self.num_examples].astype(np.int64)
         weight = (position < min(first + self.batch_size, self.num_examples)).astype(np.float32)
         size = length // num_replicas
         share = slice(replica * size, (replica + 1) * size)
@@ -93,10 +93,13 @@ class IndexPlan:
 
 @functools.lru_cache(maxsize=4)
 def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    # Half the memory of numpy's own choice, for up to four epochs.
+    kind = np.int32 if num_examples < 2**31 else np.int64
+    order = np.arange(num_examples, dtype=kind)
     if not shuffle:
-        return np.arange(num_examples)
+        return order
+    key: int | list[int] = [seed, epoch]
     if seed >= _LEAST_SECRET:
         # What the generator gives away must not lead back to the secret, from which the noise comes too.
         key = int.from_bytes(derived_key(seed, "order", epoch), "little")
-        return np.random.default_rng(key).permutation(num_examples)
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return np.random.default_rng(key).permutation(order)

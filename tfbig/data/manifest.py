@@ -1,7 +1,7 @@
 """What the data really was: counts, duplicates by content, unreadable files, and a fingerprint.
 
 `inspect` reads every example of a split once; `manifest` turns what was found into the plain dictionary
-that a run keeps as data_manifest.json. Contents are compared by BLAKE2b (RFC 7693), 128 bits.
+that a run keeps as data_manifest.json. Contents are compared by their digests (contents.py).
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import tensorflow as tf
 
 from tfbig.data import images
-from tfbig.data.file_names import name_order
+from tfbig.data.contents import DIGEST, Contents, digest, hexadecimal
+from tfbig.data.file_names import blocks, name_order
 from tfbig.data.known_files import KnownFiles
 from tfbig.data.splits import Split
 
 _logger = logging.getLogger(__name__)
 _NAMED = 20
 _CHUNK = 64
-_HASHED_AT_ONCE = 2**14
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
 
 
@@ -35,33 +36,12 @@ class Inspection:
     """What reading every example of a split found.
 
     Args:
-        digests: (N,) content digests; empty for a file that could not be opened.
+        digests: (N,) of the contents; empty for a file that could not be opened.
         faults: Index -> why that example cannot be read.
     """
 
     digests: np.ndarray
     faults: Mapping[int, str]
-
-
-def digest(content: bytes) -> bytes:
-    """32 hexadecimal characters that equal contents share."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
-
-
-def content(digests: Mapping[str, np.ndarray]) -> str:
-    """A hash of the different contents of all splits, whichever split they are in and whatever they are called.
-
-    Args:
-        digests: Role -> (N,) content digests, before any split is drawn or limited.
-    """
-    found = np.concatenate(list(digests.values()))
-    found.sort()
-    hashed, is_first = hashlib.blake2b(digest_size=16), np.append(True, found[1:] != found[:-1])
-    # As if all were joined by line ends, a few at a time.
-    for first in range(0, len(found), _HASHED_AT_ONCE):
-        several = slice(first, first + _HASHED_AT_ONCE)
-        hashed.update(b"".join(b"\n" + one for one in found[several][is_first[several]].tolist())[not first :])
-    return hashed.hexdigest()
 
 
 def inspect(split: Split, known: KnownFiles | None = None) -> Inspection:
@@ -72,24 +52,28 @@ def inspect(split: Split, known: KnownFiles | None = None) -> Inspection:
         known: Digests of files that have not changed since a start that could read them: these are not read. What is
             read now is added to it.
     """
-    if known is None:
-        return _inspect(split)
-    states, read_ns = known.states(split.names), time.time_ns()
-    digests = known.digests(split.names, states)
-    is_known = digests != b""
-    unknown = np.flatnonzero(~is_known)
-    if is_known.any():
-        _logger.info("%d of %d files are as they were and not read again", len(split) - len(unknown), len(split))
-    found = _inspect(split.subset(unknown)) if len(unknown) else Inspection(digests[:0], {})
-    digests[unknown] = found.digests
-    faults = {int(unknown[i]): fault for i, fault in found.faults.items()}
-    readable = digests.copy()
-    readable[list(faults)] = b""
-    known.add(split.names, states, readable, known=is_known, read_ns=read_ns)
+    digests, faults, num_known = np.zeros(len(split), DIGEST), {}, 0
+    for indices, names in blocks(split.names):
+        is_known = np.zeros(len(indices), bool)
+        if known is not None:
+            states, read_ns = known.states(names), time.time_ns()
+            digests[indices] = known.digests(names, states)
+            is_known = digests[indices] != b""
+            num_known += int(is_known.sum())
+        found, wrong = _read(split, indices[~is_known])
+        digests[indices[~is_known]] = found
+        faults.update(wrong)
+        if known is not None:
+            readable = digests[indices]
+            readable[[index - indices[0] for index in wrong]] = b""
+            known.add(names, states, readable, known=is_known, read_ns=read_ns)
+    if num_known:
+        _logger.info("%d of %d files are as they were and were not read again", num_known, len(split))
     return Inspection(digests, faults)
 
 
-def _inspect(split: Split) -> Inspection:
+def _read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Digests of some of the examples, and index -> fault of those of them that have one."""
 
     def examine(index: int) -> tuple[bytes, str | None]:
         try:
@@ -99,15 +83,13 @@ def _inspect(split: Split) -> Inspection:
             return b"", (getattr(error, "strerror", None) or str(error)).lower()
         return digest(content), _fault(content)
 
-    chunks = [range(i, min(i + _CHUNK, len(split))) for i in range(0, len(split), _CHUNK)]
-    digests = np.empty(len(split), "S32")
-    faults: dict[int, str] = {}
+    if not len(indices):
+        return np.empty(0, DIGEST), {}
+    chunks = [indices[i : i + _CHUNK].tolist() for i in range(0, len(indices), _CHUNK)]
     with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
-        examined = pool.map(lambda chunk: [examine(i) for i in chunk], chunks)
-        for chunk, rows in zip(chunks, examined, strict=True):
-            digests[chunk.start : chunk.stop] = [content for content, _ in rows]
-            faults.update({i: fault for i, (_, fault) in zip(chunk, rows, strict=True) if fault})
-    return Inspection(digests, faults)
+        rows = [row for rows in pool.map(lambda chunk: [examine(i) for i in chunk], chunks) for row in rows]
+    faults = {index: fault for index, (_, fault) in zip(indices.tolist(), rows, strict=True) if fault}
+    return np.array([content for content, _ in rows], DIGEST), faults
 
 
 def _fault(content: bytes) -> str | None:
@@ -125,7 +107,7 @@ def _fault(content: bytes) -> str | None:
 
 def manifest(
     splits: Mapping[str, Split],
-    digests: Mapping[str, np.ndarray],
+    contents: Contents,
     *,
     class_names: Sequence[str],
     origins: Mapping[str, str],
@@ -137,7 +119,7 @@ def manifest(
 
     Args:
         splits: Role -> the examples in use.
-        digests: Role -> (N,) their content digests.
+        contents: Of these examples.
         class_names: Names in the order of the labels.
         origins: Role -> "given" or "drawn from train".
         settings: The source, fractions, limit and seed, as they were asked for, and the `content` of the whole.
@@ -149,7 +131,7 @@ def manifest(
     """
     return {
         **settings,
-        "fingerprint": _fingerprint(splits, digests),
+        "fingerprint": _fingerprint(splits, contents),
         "class_names": list(class_names),
         "splits": {
             role: {
@@ -159,7 +141,7 @@ def manifest(
             }
             for role, split in splits.items()
         },
-        "duplicates": _duplicates(splits, digests),
+        "duplicates": _duplicates(splits, contents),
         "unreadable": {"count": len(unreadable), "reasons": dict(sorted(unreadable.items()))},
         "ignored": {"count": len(ignored), "names": list(ignored[:_NAMED])},
     }
@@ -170,30 +152,41 @@ def _class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _fingerprint(splits: Mapping[str, Split], digests: Mapping[str, np.ndarray]) -> str:
+def _fingerprint(splits: Mapping[str, Split], contents: Contents) -> str:
     """A hash over every example's split, name, content and label, in an order of its own."""
     found = hashlib.blake2b(digest_size=16)
     for role in sorted(splits):
-        names, labels, of_role = splits[role].names, splits[role].labels, digests[role]
         # By name, and the lines of one name by the rest of them: all lines in order, and never many in memory.
-        for name, same in itertools.groupby(name_order(names).tolist(), key=names.__getitem__):
-            for line in sorted(f"{role}\0{name}\0{of_role[i].decode()}\0{labels[i].tolist()}\n" for i in same):
+        for _, same in itertools.groupby(_lines(role, splits[role], contents), key=itemgetter(0)):
+            for line in sorted(line for _, line in same):
                 found.update(line.encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 
-def _duplicates(splits: Mapping[str, Split], digests: Mapping[str, np.ndarray]) -> dict[str, object]:
+def _lines(role: str, split: Split, contents: Contents) -> Iterator[tuple[str, str]]:
+    """The name and the line of each example, in the order of the names."""
+    numbers = contents.numbers[role]
+    for indices, names in blocks(split.names, name_order(split.names)):
+        digests, labels = hexadecimal(contents.digests[numbers[indices]]), split.labels[indices].tolist()
+        for name, one, label in zip(names, digests, labels, strict=True):
+            yield name, f"{role}\0{name}\0{one}\0{label}\n"
+
+
+def _duplicates(splits: Mapping[str, Split], contents: Contents) -> dict[str, object]:
     """Examples whose content was there before: within each split, and in a split on this side of train."""
-    roles = list(splits)
-    within = {role: len(digests[role]) - len(np.unique(digests[role])) for role in roles}
+    roles, numbers = list(splits), contents.numbers
+    is_in = {role: np.zeros(len(contents.digests), bool) for role in roles}
+    for role in roles:
+        is_in[role][numbers[role]] = True
+    within = {role: len(numbers[role]) - int(is_in[role].sum()) for role in roles}
     across = {}
     named: list[list[str]] = []
     for i, role in enumerate(roles):
         for other in roles[i + 1 :]:
-            shared = np.isin(digests[other], digests[role])
+            shared = is_in[role][numbers[other]]
             across[f"{role}/{other}"] = int(shared.sum())
             for index in np.flatnonzero(shared)[: _NAMED - len(named)]:
-                twin = int(np.flatnonzero(digests[role] == digests[other][index])[0])
+                twin = int(np.flatnonzero(numbers[role] == numbers[other][index])[0])
                 named.append([f"{role}: {splits[role].names[twin]}", f"{other}: {splits[other].names[index]}"])
     if named:
         pairs = ", ".join(f"{count} in {pair}" for pair, count in across.items() if count)

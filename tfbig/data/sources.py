@@ -10,31 +10,27 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import PurePath
 
 import numpy as np
 import tensorflow as tf
 
 from tfbig import cache_folder
-from tfbig.data import strata
+from tfbig.data.contents import DIGEST, Contents, digest, numbered
 from tfbig.data.files import read_csv, read_folder
 from tfbig.data.images import png_bytes
 from tfbig.data.known_files import KnownFiles
-from tfbig.data.listing import Listing, class_order, quoted
-from tfbig.data.manifest import content, digest, inspect, manifest
+from tfbig.data.listing import Listing, class_order
+from tfbig.data.manifest import inspect, manifest
+from tfbig.data.roles import Members, limited, with_drawn
 from tfbig.data.splits import DataSpec, Split, Splits
 from tfbig.data.tfrecords import read_tfds
 from tfbig.errors import DataError, UsageError
 from tfbig.suggest import nearest
 
 _logger = logging.getLogger(__name__)
-_ROLES = ("train", "validation", "test")
 _SOURCES = ("digits", "tfds:NAME", "folder:PATH", "csv:PATH")
 _KINDS_OF_PATHS = ("folder", "csv")
-_MOST_VALIDATION = 2500
-# Each draw has its own stream of random numbers, so that one does not shift the others.
-_STREAMS = {"test": 1, "validation": 2, "limit": 3}
 
 
 def resolved(source: str) -> str:
@@ -112,25 +108,24 @@ def load_images(
         )
     else:
         raise UsageError(f"data.source must be one of {', '.join(_SOURCES)}, got {source!r}.{_meant(source)}")
-    splits, digests, unreadable = _readable(source, listing, on_bad)
-    whole = content(digests)
+    splits, contents, unreadable = _readable(source, listing, on_bad)
     _check_classes(source, splits["train"], listing)
     fractions = {"test": test_fraction, "validation": validation_fraction}
-    splits, digests = _with_drawn(source, listing, splits, digests, fractions, seed)
-    _check_labels(source, splits, listing)
+    members = {role: Members(split, contents.numbers[role]) for role, split in splits.items()}
+    members = with_drawn(source, listing, members, fractions, seed)
     if limit is not None:
-        splits, digests = _limited(splits, digests, limit, seed)
-        _check_limit(limit, splits, listing)
+        members = limited(members, listing, limit, seed)
+    splits = {role: of_role.split() for role, of_role in members.items()}
     settings = {
         "source": source,
-        "content": whole,
+        "content": contents.fingerprint(),
         "seed": seed,
         "limit": limit,
         "fractions": {role: fraction for role, fraction in fractions.items() if role not in listing.splits},
     }
     found = manifest(
         splits,
-        digests,
+        Contents(contents.digests, {role: of_role.contents for role, of_role in members.items()}),
         class_names=listing.class_names,
         origins={role: "given" if role in listing.splits else "drawn from train" for role in splits},
         settings=settings,
@@ -158,20 +153,20 @@ def _digits() -> Listing:
         payload=pngs.__getitem__,
     )
     # Of the pixels: the PNG's bytes depend on the version of zlib.
-    digests = np.array([digest(picture.tobytes()) for picture in grey], "S32")
+    digests = np.array([digest(picture.tobytes()) for picture in grey], DIGEST)
     return Listing({"train": split}, class_order(map(str, range(10))), digests={"train": digests}, files=False)
 
 
 def _readable(
     source: str, listing: Listing, on_bad: str
-) -> tuple[dict[str, Split], dict[str, np.ndarray], dict[str, str]]:
-    """Splits without the files that cannot be read, the digests of the rest, and name -> reason."""
+) -> tuple[dict[str, Split], Contents, dict[str, str]]:
+    """Splits without the files that cannot be read, the contents of the rest, and name -> reason."""
     if listing.ignored:
         endings = Counter(PurePath(name).suffix or PurePath(name).name for name in listing.ignored)
         counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
         _logger.info("%s: %d files are no images and left out (%s)", source, len(listing.ignored), counts)
     if listing.digests is not None:
-        return dict(listing.splits), dict(listing.digests), {}
+        return dict(listing.splits), numbered(listing.digests), {}
     splits, digests, unreadable = {}, {}, {}
     known = _known_files(source, listing)
     for role, split in listing.splits.items():
@@ -195,7 +190,7 @@ def _readable(
     for role, split in splits.items():
         if not len(split):
             raise DataError(f"{source} has no readable image in its {role} split; check the files.")
-    return splits, digests, unreadable
+    return splits, numbered(digests), unreadable
 
 
 def _known_files(source: str, listing: Listing) -> KnownFiles | None:
@@ -217,80 +212,3 @@ def _check_classes(source: str, train: Split, listing: Listing) -> None:
             f"{source} has one class only in train, {listing.class_names[present[0]]!r}; expected two or more: add "
             "a sub-folder, or rows, of another class."
         )
-
-
-def _with_drawn(
-    source: str,
-    listing: Listing,
-    splits: Mapping[str, Split],
-    digests: Mapping[str, np.ndarray],
-    fractions: Mapping[str, float],
-    seed: int,
-) -> tuple[dict[str, Split], dict[str, np.ndarray]]:
-    """The splits that are there, and those that are not, drawn from train: test first."""
-    splits, digests = dict(splits), dict(digests)
-    for role, fraction in fractions.items():
-        if role in splits or (role == "validation" and not fraction):
-            continue
-        if not fraction:
-            raise DataError(f"{source} has no test split; set --data.test_fraction above 0, or --data.test_split.")
-        train, contents = splits["train"], digests["train"]
-        if role == "validation":
-            fraction = min(fraction, _MOST_VALIDATION / len(train))
-        if role == "test" and not listing.multi_label:
-            _check_counts(source, train, contents, listing)
-        leaves = strata.draw(
-            train.labels, contents, train.names, fraction=fraction, seed=(seed, _STREAMS[role])
-        )
-        if leaves.all() or not leaves.any():
-            raise DataError(f"{source} has too few different images to draw {role} from train; add images.")
-        splits[role], digests[role] = train.subset(np.flatnonzero(leaves)), contents[leaves]
-        splits["train"], digests["train"] = train.subset(np.flatnonzero(~leaves)), contents[~leaves]
-    ordered = [role for role in _ROLES if role in splits]
-    return {role: splits[role] for role in ordered}, {role: digests[role] for role in ordered}
-
-
-def _check_limit(limit: int, splits: Mapping[str, Split], listing: Listing) -> None:
-    if not listing.multi_label and len(np.unique(splits["train"].labels)) < len(listing.class_names):
-        raise DataError(
-            f"data.limit must leave an example of each of the {len(listing.class_names)} classes in train, got {limit}."
-        )
-
-
-def _check_counts(source: str, train: Split, contents: np.ndarray, listing: Listing) -> None:
-    few = strata.too_few(train.labels, contents)
-    if few:
-        names = quoted(listing.class_names[c] for c in few)
-        raise DataError(
-            f"{source} has fewer than 2 different images of {names}, of which a test split cannot be drawn; add "
-            "images, remove the class, or give a test split."
-        )
-
-
-def _check_labels(source: str, splits: Mapping[str, Split], listing: Listing) -> None:
-    """Every class of validation and test has to be in train."""
-    def present(split: Split) -> np.ndarray:
-        return np.flatnonzero(split.labels.any(0)) if listing.multi_label else np.unique(split.labels)
-
-    known = present(splits["train"])
-    for role, split in splits.items():
-        unknown = np.setdiff1d(present(split), known)
-        if len(unknown):
-            names = quoted(listing.class_names[c] for c in unknown)
-            raise DataError(
-                f"{source} has label {names} in {role} that train has not; add images of it to train, or mend "
-                f"the label. Train has {quoted(listing.class_names[c] for c in known)}."
-            )
-
-
-def _limited(
-    splits: Mapping[str, Split], digests: Mapping[str, np.ndarray], limit: int, seed: int
-) -> tuple[dict[str, Split], dict[str, np.ndarray]]:
-    kept = {
-        role: strata.sample(split.labels, split.names, limit=limit, seed=(seed, _STREAMS["limit"]))
-        for role, split in splits.items()
-    }
-    return (
-        {role: split.subset(kept[role]) for role, split in splits.items()},
-        {role: digests[role][kept[role]] for role in splits},
-    )

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.file_names import chosen
+from tfbig.data.file_names import chosen, smallest
 
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
@@ -73,16 +73,20 @@ class Split:
         fetch, payload, gather, fetch_part = self.fetch, self.payload, self.gather, self.fetch_part
         with tf.device("CPU"):
             # Eager: handed to the graph by reference. A million indices as a constant would be copied with it.
-            where = tf.constant(np.asarray(indices, np.int64))
+            where = tf.constant(np.asarray(indices, smallest(len(self))))
         # The memory of the tensor, not more of it.
         table = np.asarray(memoryview(where))
+
+        def at(index: tf.Tensor) -> tf.Tensor:
+            return tf.cast(tf.gather(where, index), tf.int64)
+
         return Split(
-            fetch=lambda i: fetch(tf.gather(where, i)),
+            fetch=lambda i: fetch(at(i)),
             labels=self.labels[table],
             names=chosen(self.names, table),
             payload=None if payload is None else lambda i: payload(int(table[i])),
-            gather=None if gather is None else lambda i: gather(tf.gather(where, i)),
-            fetch_part=None if fetch_part is None else lambda i, part: fetch_part(tf.gather(where, i), part),
+            gather=None if gather is None else lambda i: gather(at(i)),
+            fetch_part=None if fetch_part is None else lambda i, part: fetch_part(at(i), part),
         )
 
 

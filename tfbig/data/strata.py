@@ -15,24 +15,24 @@ import numpy as np
 from tfbig.data.file_names import name_order
 
 
-def too_few(labels: np.ndarray, digests: np.ndarray) -> list[int]:
-    """Classes with fewer than two different examples, which no draw can part; labels (N,), digests (N,)."""
-    return [int(labels[of[0]]) for of in _by_class(labels) if len(of) and len(np.unique(digests[of])) < 2]
+def too_few(labels: np.ndarray, contents: np.ndarray) -> list[int]:
+    """Classes with fewer than two different examples, which no draw can part; labels (N,), contents (N,)."""
+    return [int(labels[of[0]]) for of in _by_class(labels) if len(of) and (contents[of] == contents[of[0]]).all()]
 
 
 def draw(
-    labels: np.ndarray, digests: np.ndarray, names: Sequence[str], *, fraction: float, seed: Sequence[int]
+    labels: np.ndarray, contents: np.ndarray, names: Sequence[str], *, fraction: float, seed: Sequence[int]
 ) -> np.ndarray:
     """Which examples leave train.
 
-    Guarantees: examples with equal digests stay together. With one label an example, a class gives the
+    Guarantees: examples with equal contents stay together. With one label an example, a class gives the
     rounded fraction of its examples, at least one, as far as groups of identical ones allow, and keeps at
     least one; a class with fewer than two different examples keeps them. With several labels an example,
     the shares of each label follow as far as possible, the rarest first.
 
     Args:
         labels: (N,) integers or (N, C) zeros and ones.
-        digests: (N,) content digests.
+        contents: (N,) numbers from 0 that equal contents share, as of `Contents`.
         names: N distinct or repeated names, which order the examples before the seed permutes them.
         fraction: Above 0, below 1.
         seed: Entropy of the draw.
@@ -40,13 +40,15 @@ def draw(
     Returns:
         (N,) bool, True for those that leave.
     """
-    first, unit_of, sizes = _units(digests, names)
+    first, unit_of, sizes = _units(contents, names)
+    labels = labels[first]
+    del first
     rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(first), bool)
+    chosen = np.zeros(len(sizes), bool)
     if labels.ndim == 2:
-        chosen = _draw_multi_label(labels[first], sizes, fraction, rng)
+        chosen = _draw_multi_label(labels, sizes, fraction, rng)
     else:
-        for members in _by_class(labels[first]):
+        for members in _by_class(labels):
             of_class = rng.permutation(members)
             chosen[_fill(of_class, sizes, fraction)] = True
     return chosen[unit_of]
@@ -72,7 +74,7 @@ def sample(labels: np.ndarray, names: Sequence[str], *, limit: int, seed: Sequen
     rng = np.random.default_rng(seed)
     order = rng.permutation(name_order(names))
     if labels.ndim == 2:
-        chosen = _draw_multi_label(labels[order], np.ones(len(order), int), limit / len(order), rng)
+        chosen = _draw_multi_label(labels[order], np.ones(len(order), np.int32), limit / len(order), rng)
         # The shares of the labels decide how many are drawn; the limit is exact.
         ranked = np.concatenate([order[chosen], order[~chosen]])
         return np.sort(ranked[:limit])
@@ -83,37 +85,47 @@ def sample(labels: np.ndarray, names: Sequence[str], *, limit: int, seed: Sequen
 
 def _by_class(labels: np.ndarray) -> list[np.ndarray]:
     """The indices of each label that is there, labels and indices ascending; one sort, however many labels."""
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    order = np.argsort(labels, kind="stable").astype(np.int32)
+    ordered = labels[order]
+    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
 
 
-def _units(digests: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _units(contents: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Groups of identical examples in the order of their smallest names.
 
     Returns:
         (U,) index of each unit's first example, (N,) unit of each example, (U,) number of examples.
     """
     by_name = name_order(names)
-    _, first, inverse = np.unique(digests[by_name], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), int)
-    rank[np.argsort(first)] = np.arange(len(first))
-    unit_of = np.empty(len(by_name), int)
-    unit_of[by_name] = rank[inverse]
-    return by_name[np.sort(first)], unit_of, np.bincount(unit_of)
+    ordered = contents[by_name]
+    places = np.arange(len(ordered), dtype=np.int32)
+    of_content = np.zeros(int(contents.max(initial=-1)) + 1, np.int32)
+    # Of several that are put in one place the last stays: here the first by name.
+    of_content[ordered[::-1]] = places[::-1]
+    is_first = of_content[ordered] == places
+    del places
+    of_content[ordered[is_first]] = np.arange(is_first.sum(), dtype=np.int32)
+    unit_of = of_content[contents]
+    return by_name[is_first], unit_of, np.bincount(unit_of).astype(np.int32)
 
 
-def _fill(units: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:
+def _fill(units: np.ndarray, sizes: np.ndarray, fraction: float) -> np.ndarray:
     """Units of one class, in their order, until the fraction is full."""
     total = int(sizes[units].sum())
     if len(units) < 2:
-        return []
+        return units[:0]
     room = wanted = min(round(fraction * total), total - 1)
-    taken = []
-    for unit in units:
+    filled = np.cumsum(sizes[units])
+    num_fit = int(np.searchsorted(filled, room, side="right"))
+    # Those in front all fit, up to the first that does not.
+    room -= int(filled[num_fit - 1]) if num_fit else 0
+    smaller = []
+    for unit in units[num_fit:] if room else ():
         if sizes[unit] <= room:
-            taken.append(int(unit))
-            room -= sizes[unit]
-    return taken if room < wanted else [int(units[np.argmin(sizes[units])])]
+            smaller.append(unit)
+            room -= int(sizes[unit])
+    taken = np.append(units[:num_fit], np.array(smaller, units.dtype))
+    return taken if room < wanted else units[[np.argmin(sizes[units])]]
 
 
 def _quotas(counts: np.ndarray, limit: int) -> np.ndarray:
@@ -140,9 +152,8 @@ def _draw_multi_label(
     wanted = shares[:, None] * weighted.sum(0)  # (2, C + 1): examples of each label that a side still lacks
     room = shares * sizes.sum()
     chosen = np.zeros(len(has), bool)
-    waiting = rng.permutation(len(has))
+    waiting, counts = rng.permutation(len(has)), weighted.sum(0)
     while len(waiting):
-        counts = weighted[waiting].sum(0)
         rarest = int(np.argmin(np.where(counts > 0, counts, np.inf)))
         holds = has[waiting, rarest]
         for unit in waiting[holds]:
@@ -151,5 +162,6 @@ def _draw_multi_label(
             chosen[unit] = side == 1
             wanted[side] -= weighted[unit]
             room[side] -= sizes[unit]
+        counts -= weighted[waiting[holds]].sum(0)
         waiting = waiting[~holds]
     return chosen

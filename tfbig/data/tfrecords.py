@@ -8,10 +8,9 @@ Gives a `Listing` to sources.py; already-prepared folders need neither builder c
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfbig.data.listing import Listing, find_split, multi_hot, quoted
-from tfbig.data.manifest import digest
+from tfbig.data.contents import DIGEST, digest
+from tfbig.data.file_names import Paths
+from tfbig.data.listing import Listing, find_split, quoted
+from tfbig.data.record_positions import record_positions
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
 from tfbig.paths import expanded
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _SPEC = re.compile(r"(?P<name>\w+)(/(?P<config>[^:/]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_HEADER_BYTES, _FOOTER_BYTES = 12, 4
 
 
 def read_tfds(spec: str, *, directory: str | None, split_names: Mapping[str, str], offline: bool) -> Listing:
@@ -96,6 +96,8 @@ class _Reader:
         classes = label.feature if self._multi_label else label
         self._class_names = tuple(classes.names or map(str, range(classes.num_classes)))
         self._shards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        # By shard: the role that has records of it, and from which to before which.
+        self._used: dict[str, list[tuple[str, int, int]]] = {}
         self._starts = {
             str(path): (name, start)
             for name, info in self._splits.items()
@@ -104,21 +106,29 @@ class _Reader:
 
     def listing(self, split_names: Mapping[str, str]) -> Listing:
         splits, digests = {}, {}
-        seen: dict[str, str] = {}
         for role, wanted in split_names.items():
             instructions = self._instructions(role, wanted)
             if instructions is None:
                 continue
             if not sum(instruction.take for instruction in instructions):
                 raise DataError(f"tfds:{self._spec} has no examples in {wanted!r}; widen --data.{role}_split.")
+            for instruction in instructions:
+                self._refuse_shared(role, wanted, instruction)
             splits[role], digests[role] = self._split(instructions)
-            for name in splits[role].names:
-                if seen.setdefault(name, role) != role:
-                    raise DataError(
-                        f"tfds:{self._spec}: --data.{role}_split {wanted!r} shares record {name} with "
-                        f"{seen[name]}; slice them apart, such as train[:90%] and train[90%:]."
-                    )
         return Listing(splits, self._class_names, self._multi_label, digests=digests, files=False)
+
+    def _refuse_shared(self, role: str, wanted: str, more: tfds.core.utils.shard_utils.FileInstruction) -> None:
+        """Raises where records of a shard are those of another role."""
+        path, first, end = str(more.filename), more.skip, more.skip + more.take
+        for other, other_first, other_end in self._used.setdefault(path, []):
+            shared = max(first, other_first)
+            if other != role and shared < min(end, other_end):
+                split, start = self._starts[path]
+                raise DataError(
+                    f"tfds:{self._spec}: --data.{role}_split {wanted!r} shares record {split}#{start + shared} with "
+                    f"{other}; slice them apart, such as train[:90%] and train[90%:]."
+                )
+        self._used[path].append((role, first, end))
 
     def _instructions(self, role: str, wanted: str) -> list[tfds.core.utils.shard_utils.FileInstruction] | None:
         """What to read from each shard, or None where the split is to be drawn from train."""
@@ -146,10 +156,12 @@ class _Reader:
             np.concatenate([offset[part] for (offset, _), part in zip(positions, chosen, strict=True)]),
             np.concatenate([length[part] for (_, length), part in zip(positions, chosen, strict=True)]),
         )
-        names = []
-        for instruction in instructions:
-            split, start = self._starts[str(instruction.filename)]
-            names += [f"{split}#{start + i}" for i in range(instruction.skip, instruction.skip + instruction.take)]
+        names = Paths(
+            f"{split}#{start + i}"
+            for instruction in instructions
+            for split, start in (self._starts[str(instruction.filename)],)
+            for i in range(instruction.skip, instruction.skip + instruction.take)
+        )
         labels, digests = self._contents(records)
         image = self._image
 
@@ -181,48 +193,22 @@ class _Reader:
 
     def _contents(self, records: _Records) -> tuple[np.ndarray, np.ndarray]:
         """Labels and digests of the images, each record read once."""
-        classes, digests = [], []
-        for index in range(len(records.offset)):
+        num_examples = len(records.offset)
+        digests, counts, classes = np.empty(num_examples, DIGEST), np.empty(num_examples, np.int32), array("q")
+        for index in range(num_examples):
             features = tf.train.Example.FromString(records.read(index)).features.feature
-            classes.append(tuple(features[self._label].int64_list.value))
-            digests.append(digest(features[self._image].bytes_list.value[0]))
-        if any(label < 0 for labels in classes for label in labels):
+            before = len(classes)
+            classes.extend(features[self._label].int64_list.value)
+            counts[index] = len(classes) - before
+            digests[index] = digest(features[self._image].bytes_list.value[0])
+        numbers = np.array(classes, np.int32)
+        if (numbers < 0).any():
             raise DataError(f"tfds:{self._spec} has examples without a label (-1); choose splits that are labelled.")
-        if self._multi_label:
-            return multi_hot(classes, len(self._class_names)), np.array(digests, "S32")
-        return np.array([label for (label,) in classes], np.int32), np.array(digests, "S32")
-
-
-def record_positions(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the records of a TFRecord file lie.
-
-    Args:
-        path: A TFRecord file, uncompressed.
-
-    Returns:
-        (N,) offsets of the records' data from the file's start, and (N,) lengths, both in bytes.
-
-    Raises:
-        ValueError: The file ends within a record.
-    """
-    offsets: list[int] = []
-    lengths: list[int] = []
-    size = os.path.getsize(path)
-    if not size:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        position = 0
-        while position < size:
-            end = position + _HEADER_BYTES
-            if end <= size:
-                (length,) = struct.unpack_from("<Q", content, position)
-                end += length + _FOOTER_BYTES
-            if end > size:
-                raise ValueError(f"{path} ends within record {len(offsets)}")
-            offsets.append(position + _HEADER_BYTES)
-            lengths.append(length)
-            position = end
-    return np.array(offsets, np.int64), np.array(lengths, np.int64)
+        if not self._multi_label:
+            return numbers, digests
+        labels = np.zeros((num_examples, len(self._class_names)), np.float32)
+        labels[np.repeat(np.arange(num_examples), counts), numbers] = 1.0
+        return labels, digests
 
 
 def _keys(spec: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:

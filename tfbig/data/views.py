@@ -33,7 +33,9 @@ def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:
     Returns:
         The split with changed features.
     """
-    table = np.stack([_seed(seed, view, name) for name in split.names])  # (N, 2)
+    table = np.empty((len(split), 2), np.int32)
+    for i, name in enumerate(split.names):
+        table[i] = _seed(seed, view, name)
     # The key has no part of the index, which depends on the other examples.
     parts = array_split(augment.drawn(table), split.labels) if isinstance(augment, Parts) else None
     seeds = array_split(table, split.labels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig import __version__
+from tfbig.data.file_names import blocks
 from tfbig.data.splits import Split
 from tfbig.networks.hub import HubLayer
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _NUM_PROBED = 8
 # How features.py computes; to be changed with it, so that what it computes otherwise is never mixed.
 _COMPUTATION = "folded 1"
+# Stands for the names of all examples.
+_NAMES = "\0names"
 # Where a configuration has names of layers.
 _NAMING = ("name", "keras_history", "input_layers", "output_layers")
 
@@ -67,14 +70,24 @@ def feature_key(trunk: keras.Model, split: Split, origin: Origin, batch_size: in
         "precision": keras.config.dtype_policy().name,
         "architecture": architecture,
         "weights": [_digest(np.asarray(weight)) for weight in trunk.weights],
-        "data": [origin.data, origin.role, list(split.names)],
+        "data": [origin.data, origin.role, [_NAMES]],
         "augmentation": origin.augmentation,
         # The last bits of a convolution depend on it.
         "batch_size": batch_size,
         # As the trunk takes them: decoded, resized, and whatever a job does beside, in this very version of it.
         "examples": _probe(split),
     }
-    return _hash(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass"))
+    return _hash_with_names(json.dumps(parts, sort_keys=True), split.names)
+
+
+def _hash_with_names(text: str, names: Sequence[str]) -> str:
+    """The hash of a JSON text with all names in the place of `_NAMES`, of which few are in memory at a time."""
+    before, after = text.split(json.dumps(_NAMES), maxsplit=1)
+    hashed = hashlib.blake2b(before.encode(), digest_size=16)
+    for indices, several in blocks(names):
+        hashed.update((", " if indices[0] else "").encode() + json.dumps(several)[1:-1].encode())
+    hashed.update(after.encode())
+    return hashed.hexdigest()
 
 
 def _probe(split: Split) -> list[str]:

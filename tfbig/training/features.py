@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.batches import batches
+from tfbig.data.file_names import chosen
 from tfbig.data.index_plan import IndexPlan
 from tfbig.data.splits import Split
 from tfbig.networks.folded import folded
@@ -111,7 +112,8 @@ def _kept_split(views: Sequence[np.ndarray], split: Split) -> Split:
         rows = tf.numpy_function(look_up, [indices], tf.float32, stateful=False)
         return tf.ensure_shape(rows, [*indices.shape, width])
 
-    labels, names = np.concatenate([split.labels] * num_views), [*split.names] * num_views
+    labels = np.concatenate([split.labels] * num_views)
+    names = chosen(split.names, np.tile(np.arange(num_examples), num_views))
     return Split(fetch=gather, labels=labels, names=names, gather=gather)
 
 

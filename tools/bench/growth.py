@@ -9,14 +9,17 @@ memory of each stage in megabytes (Linux only), imports included; `idle_mb` is w
 - `images`: a folder of JPEG files of 8 by 8 pixels with different contents, 1,000 classes at most; `list` is the
   listing, `read` reads, hashes and decodes each file as each start of a run does, `split` draws test and validation
   and writes the manifest, `step` is everything from there to the end of the first step of a small network.
+- `names`: as many made-up files, which are named and never there, in class folders, and `rows`: the same in a CSV file.
+  `list` and the first `check` as above without reading a file, `draw` the splits and the manifest. Memory is bytes a
+  file above the start: the peak, what `stays`, and in a process of its own what Python and numpy allocated (`traced`).
 - `classes`: `step` is the same with as many outputs; `metrics` judges a test split of two examples a class (2,000 at
   least) with 1,000 bootstrap resamples, `report` writes evaluation.json, predictions.csv and report.html; and the
   size of each file.
 - `models`: vision transformers of 12 blocks by width, 224 pixels, batch 4, float32: the first step with all before it,
   a step after it, seconds a GFLOP, a checkpoint of network and optimizer, which is written and flushed to the disk.
 
-The last line of stdout is {"images": {"points", "unit", "growth"}, "classes": ..., "models": ..., "versions", "cores",
-"seed"}; `growth` is by figure the slope between the last two points, both axes logarithmic: 1 is in proportion,
+The last line of stdout is {"images": {"points", "growth", "per_unit", "absent"}, ..., "versions", "cores", "seed"};
+`growth` is by figure the slope between the last two points, both axes logarithmic: 1 is in proportion,
 2 is the square, and 0 is no growth; `per_unit` is what each further image, class or parameter costs. What cannot be
 measured is under `absent`, and the exit code is then 1. `--charts FOLDER` draws growth_images.png and so on there.
 """
@@ -43,10 +46,11 @@ from processes import HARNESS, VARIABLES, child
 
 SCRIPTS = Path(__file__).resolve().parent / "growth"
 ROOT = SCRIPTS.parents[2]
+NAMES = (10_000, 100_000, 1_000_000)
 IMAGES = (1_000, 10_000, 100_000, 1_000_000)
 CLASSES = (10, 100, 1_000, 10_000)
 WIDTHS = (64, 192, 384, 768)
-UNITS = {"images": "images", "classes": "classes", "models": "parameters"}
+UNITS = {"images": "images", "names": "names", "rows": "rows", "classes": "classes", "models": "parameters"}
 """By axis: the figure of a point that grows."""
 
 logger = logging.getLogger(__name__)
@@ -72,7 +76,7 @@ def main() -> int:
     found = {axis: measure(axis, args) for axis in args.only}
     for axis, grown in found.items():
         print(table(axis, grown), file=sys.stderr if args.json else sys.stdout)
-        if args.charts is not None and grown.points:
+        if args.charts is not None and any(name.endswith("_mb") for point in grown.points for name in point):
             sys.path.insert(0, str(SCRIPTS))
             from drawn import draw
 
@@ -90,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="end with one line of JSON; the tables go to stderr")
     made.add_argument("--only", type=names(UNITS), default=[*UNITS], help=f"axes, of {','.join(UNITS)}")
     made.add_argument("--most_images", type=int, default=IMAGES[-1], help="the largest folder (default %(default)s)")
+    made.add_argument("--most_names", type=int, default=NAMES[-1], help="made-up files (default %(default)s)")
     made.add_argument("--most_classes", type=int, default=CLASSES[-1], help="(default %(default)s)")
     made.add_argument("--most_width", type=int, default=WIDTHS[-1], help="of the transformers (default %(default)s)")
     made.add_argument("--charts", type=Path, help="folder to draw the charts in")
@@ -101,8 +106,14 @@ def parser() -> argparse.ArgumentParser:
 def measure(axis: str, args: argparse.Namespace) -> Grown:
     """All points of an axis, the smallest first; after one that fails the larger ones are not tried."""
     grown = Grown()
-    most = {"images": args.most_images, "classes": args.most_classes, "models": args.most_width}[axis]
-    sizes = [size for size in {"images": IMAGES, "classes": CLASSES, "models": WIDTHS}[axis] if size <= most]
+    all_sizes, most = {
+        "images": (IMAGES, args.most_images),
+        "names": (NAMES, args.most_names),
+        "rows": (NAMES, args.most_names),
+        "classes": (CLASSES, args.most_classes),
+        "models": (WIDTHS, args.most_width),
+    }[axis]
+    sizes = [size for size in all_sizes if size <= most]
     for size in sizes:
         with tempfile.TemporaryDirectory(dir=args.work) as folder:
             try:
@@ -121,12 +132,21 @@ def _point(axis: str, size: int, folder: Path, seed: int) -> dict:
         from folders import write_folder
 
         write_folder(folder, num_images=size, num_classes=min(1000, max(10, size // 100)), seed=seed)
+    if axis in ("names", "rows"):
+        flags = ["--names", str(size), "--rows", str(int(axis == "rows")), "--traced"]
+        traced = _child("names", [*flags, "1"], folder / "traced", seed)
+        return {**traced, **_child("names", [*flags, "0"], folder / "resident", seed)}
     flags = {
         "images": ["--images", str(size)],
         "classes": ["--classes", str(size), "--examples", str(max(2000, 2 * size))],
         "models": ["--width", str(size)],
     }[axis]
-    command = [sys.executable, str(SCRIPTS / f"{axis}_point.py"), "--work", str(folder), "--seed", str(seed), *flags]
+    return _child(axis, flags, folder, seed)
+
+
+def _child(script: str, flags: Sequence[str], folder: Path, seed: int) -> dict:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, str(SCRIPTS / f"{script}_point.py"), "--work", str(folder), "--seed", str(seed), *flags]
     paths = os.pathsep.join(map(str, (HARNESS, SCRIPTS.parent / "training_step", ROOT)))
     return child(command, {**clean_variables(), **VARIABLES, "PYTHONPATH": paths})
 
