@@ -46,8 +46,9 @@ def runtime(
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     if exact_float32:
         tf.config.experimental.enable_tensor_float_32_execution(False)
+    is_local = distribution is None and strategy != "tpu" and not tf.config.list_physical_devices("GPU")
     try:
-        with _graphs_rewritten_once(), _kernels_called_directly() if distribution is None else contextlib.nullcontext():
+        with _graphs_rewritten_once(), _kernels_called_directly() if is_local else contextlib.nullcontext():
             yield distribution or _strategy(strategy)
     finally:
         keras.config.set_dtype_policy(before)
@@ -79,15 +80,14 @@ def _graphs_rewritten_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernels_called_directly() -> Iterator[None]:
-    """An eager operation calls its kernel inside the block, where there is no GPU, and not a function made around it.
+    """An eager operation calls its kernel inside the block, and not a function made around it.
 
     TensorFlow makes such a function for each new kind of operation, which takes 0.4 ms where the kernel takes 0.02, and
-    each variable's name makes another kind.
+    each variable's name makes another kind. Only for one process on processors: nowhere else has it been tried.
     """
     ours = context.context()
     ours.ensure_initialized()
-    is_direct = not tf.config.list_physical_devices("GPU")
-    pywrap_tfe.TFE_ContextSetRunEagerOpAsFunction(ours._handle, not is_direct)
+    pywrap_tfe.TFE_ContextSetRunEagerOpAsFunction(ours._handle, False)
     try:
         yield
     finally:
