@@ -159,6 +159,23 @@ def test_the_newest_version_is_taken_and_a_given_one_kept(load: Load, prepared: 
         load("tfds:fruit:9.0.0", directory=str(tmp_path))
 
 
+@pytest.mark.parametrize("labels", [[], [0, 1]], ids=["none", "two"])
+def test_an_example_without_its_one_label_is_refused(
+    load: Load, prepared: Path, tmp_path: Path, labels: list[int]
+) -> None:
+    shutil.copytree(prepared / "fruit", tmp_path / "fruit")
+    (shard,) = (tmp_path / "fruit").rglob("*.tfrecord-*")
+    examples = list(map(tf.train.Example.FromString, tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()))
+    # With one label too few elsewhere, or too many, so that there are as many labels as examples.
+    examples[3].features.feature["label"].int64_list.value[:] = labels
+    examples[9].features.feature["label"].int64_list.value[:] = [0] * (2 - len(labels))
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for example in examples:
+            writer.write(example.SerializeToString())
+    with pytest.raises(DataError, match="no label or several"):
+        load("tfds:fruit", directory=str(tmp_path))
+
+
 def test_a_shard_cut_short_is_refused(load: Load, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared / "fruit", tmp_path / "fruit")
     (shard,) = (tmp_path / "fruit").rglob("*.tfrecord-*")

@@ -87,8 +87,9 @@ class Rows:
         if not class_names:
             raise DataError(f"csv:{self.path} has no label in its column {label_column!r}; fill it.")
         number = {name: i for i, name in enumerate(class_names)}
-        indices = [[number[text] for text in several] for several in texts]
-        of_cell = multi_hot(indices, len(class_names)) if is_several else np.array(indices, np.int32)[:, 0]
+        indices = np.array([number[text] for several in texts for text in several], np.int32)
+        # A cell of one label each is not empty, by what was refused above.
+        of_cell = multi_hot(indices, [*map(len, texts)], len(class_names)) if is_several else indices
         return class_names, of_cell[self.labels.numbers]
 
     def roles(self, split_names: Mapping[str, str]) -> dict[str, np.ndarray | None]:

@@ -82,11 +82,16 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def multi_hot(indices: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
-    """Class indices of each example as (N, C) float32 zeros and ones."""
-    labels = np.zeros((len(indices), num_classes), np.float32)
-    for row, classes in enumerate(indices):
-        labels[row, list(classes)] = 1.0
+def multi_hot(indices: Sequence[int] | np.ndarray, counts: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+    """Class indices of N examples, one example after the other, as (N, C) float32 zeros and ones.
+
+    Args:
+        indices: Of all examples.
+        counts: N, how many of them are of each example.
+        num_classes: C.
+    """
+    labels = np.zeros((len(counts), num_classes), np.float32)
+    labels[np.repeat(np.arange(len(counts)), counts), np.asarray(indices, np.int32)] = 1.0
     return labels
 
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfbig.data.contents import DIGEST, digest
 from tfbig.data.file_names import Paths
-from tfbig.data.listing import Listing, find_split, quoted
+from tfbig.data.listing import Listing, find_split, multi_hot, quoted
 from tfbig.data.record_positions import record_positions
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
@@ -204,11 +204,11 @@ class _Reader:
         numbers = np.array(classes, np.int32)
         if (numbers < 0).any():
             raise DataError(f"tfds:{self._spec} has examples without a label (-1); choose splits that are labelled.")
-        if not self._multi_label:
-            return numbers, digests
-        labels = np.zeros((num_examples, len(self._class_names)), np.float32)
-        labels[np.repeat(np.arange(num_examples), counts), numbers] = 1.0
-        return labels, digests
+        if self._multi_label:
+            return multi_hot(numbers, counts, len(self._class_names)), digests
+        if (counts != 1).any():
+            raise DataError(f"tfds:{self._spec} has examples with no label or several, not one; prepare it anew.")
+        return numbers, digests
 
 
 def _keys(spec: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
