@@ -26,10 +26,8 @@ import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import ParamSpec, TypeVar
 
-_Given = ParamSpec("_Given")
-_Result = TypeVar("_Result")
+_Function = typing.TypeVar("_Function", bound=Callable[..., object])
 
 # 512 KiB, so that CPython takes 1 MiB for a frame of so many values and leaves the other half to the frames above it.
 _SLOTS = 2**16
@@ -43,7 +41,7 @@ _AT_FIRST_USE = (
 )
 
 
-def roomy(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+def roomy(function: _Function) -> _Function:
     """The function, with one piece of memory for the frames of all that it calls.
 
     CPython keeps a thread's frames in pieces of 16 KiB. A call that crosses the end of one takes a new piece from the
@@ -150,11 +148,12 @@ def _names_of_types_compiled_once() -> Iterator[None]:
 
     TensorFlow declares the types of its operations by strings. `typing` finds a global of its own before the builtin.
     """
-    typing.compile = functools.cache(compile)  # type: ignore[attr-defined]
+    its_globals = vars(typing)
+    its_globals["compile"] = functools.cache(compile)
     try:
         yield
     finally:
-        del typing.compile  # type: ignore[attr-defined]
+        del its_globals["compile"]
 
 
 @contextlib.contextmanager

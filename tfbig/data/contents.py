@@ -1,8 +1,8 @@
 """What examples contain: each different digest once, and a number for each example that equal contents share.
 
 Digests are BLAKE2b (RFC 7693) of 128 bits. Draws and duplicates ask only which contents are equal, so that they work on
-numbers; the digests themselves are for the manifest. Used by manifest.py and sources.py. Letters: N examples of a role,
-M of all roles, U different contents.
+numbers; the digests themselves are for the manifest. Used by sources.py, and by tfrecords.py, known_files.py and
+manifest.py. Letters: N examples of a role, M of all roles, U different contents.
 """
 
 from __future__ import annotations

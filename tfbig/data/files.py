@@ -1,6 +1,6 @@
 """A person's own pictures: a folder with a sub-folder a class, or a CSV file of paths and labels.
 
-Both give a `Listing` of encoded images that are read from their files one by one; sources.py draws the
+Both give a `Listing` of encoded images that are read from their files one by one; roles.py draws the
 splits that are missing.
 """
 

@@ -83,8 +83,6 @@ def _read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]
             return b"", (getattr(error, "strerror", None) or str(error)).lower()
         return digest(content), _fault(content)
 
-    if not len(indices):
-        return np.empty(0, DIGEST), {}
     chunks = [indices[i : i + _CHUNK].tolist() for i in range(0, len(indices), _CHUNK)]
     with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
         rows = [row for rows in pool.map(lambda chunk: [examine(i) for i in chunk], chunks) for row in rows]

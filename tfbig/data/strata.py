@@ -2,7 +2,7 @@
 
 Pure functions of labels, contents, names and a seed: the order in which a file system or a table gives
 the examples changes nothing. Identical contents are one unit and never part. Several labels an example:
-iterative stratification, Sechidis et al. 2011 (doi 10.1007/978-3-642-23808-6_10). Used by sources.py.
+iterative stratification, Sechidis et al. 2011 (doi 10.1007/978-3-642-23808-6_10). Used by roles.py.
 Letters in shapes: N examples, U units, C classes.
 """
 
