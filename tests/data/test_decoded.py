@@ -10,7 +10,9 @@ from PIL import Image
 from tfbig.config import DataConfig, RunConfig
 from tfbig.data import images
 from tfbig.data.decoded import kept
+from tfbig.data.image_parts import cut_part
 from tfbig.data.parts import draws, parts
+from tfbig.data.sized import sized
 from tfbig.data.splits import Split
 from tfbig.errors import UsageError
 from tfbig.pipelines.image_finetune import TASK
@@ -40,7 +42,7 @@ def test_whole_pictures_are_those_decoded_anew(kind: str, atol: float) -> None:
     split = _split(_encoded(kind))
     memory = kept(split, 1)
     assert memory.names == split.names and memory.payload is split.payload
-    small, anew = images.decoded(memory, 24), images.decoded(split, 24)
+    small, anew = sized(memory, 24), sized(split, 24)
     # One twice, and out of order.
     for i in (3, 0, 2, 1, 3):
         np.testing.assert_array_equal(memory.fetch(tf.constant(i)), images.decode_pixels(split.fetch(tf.constant(i))))
@@ -51,12 +53,12 @@ def test_whole_pictures_are_those_decoded_anew(kind: str, atol: float) -> None:
 
 def test_parts_are_those_decoded_anew_where_colours_are_not_enlarged() -> None:
     split = _split(_encoded("JPEG", subsampling=0))
-    memory, anew = images.decoded(kept(split, 1), 64), images.decoded(split, 64)
+    memory, anew = sized(kept(split, 1), 64), sized(split, 64)
     drawn = parts(draws(np.stack([np.arange(40), np.arange(40)], axis=1)))
     assert 0 < drawn[:, 4].sum() < len(drawn)
     for number, part in enumerate(drawn):
-        index = tf.constant(number % len(_SIZES))
-        np.testing.assert_array_equal(memory.fetch_part(index, part), anew.fetch_part(index, part))
+        one = tf.constant([number % len(_SIZES)]), part[None]
+        np.testing.assert_allclose(memory.fetch_parts(*one), anew.fetch_parts(*one), rtol=0, atol=1e-6)
 
 
 def test_no_pixel_of_a_part_of_twice_the_size_is_passed_over() -> None:
@@ -64,7 +66,7 @@ def test_no_pixel_of_a_part_of_twice_the_size_is_passed_over() -> None:
     dots = np.zeros((100, 100, 3), np.uint8)
     dots[::5, ::5] = 255
     part = tf.constant([1.0, 1.0, 0.0, 0.0, 0.0])
-    np.testing.assert_allclose(tf.reduce_mean(images.cut_part(tf.constant(dots), part, 40)), 1 / 25, atol=4e-3)
+    np.testing.assert_allclose(tf.reduce_mean(cut_part(tf.constant(dots), part, 40)), 1 / 25, atol=4e-3)
 
 
 def test_half_transparent_pixels_are_rounded_and_not_cut_off() -> None:

@@ -56,16 +56,21 @@ def test_parts_have_the_shares_and_shapes_that_are_said() -> None:
     assert set(mirrored) == {0, 1} and mirrored.mean() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("plan", [IndexPlan(7, 3, seed=5), PoissonPlan(7, 3, 2, seed=5)], ids=["index", "poisson"])
+@pytest.mark.parametrize(
+    "plan",
+    # Batches of one block of 3, of 2 blocks of 10, and of 17 blocks of 1.
+    [IndexPlan(7, 3, seed=5), IndexPlan(70, 20, seed=5), IndexPlan(40, 17, seed=5), PoissonPlan(7, 3, 2, seed=5)],
+    ids=["index", "blocks", "prime", "poisson"],
+)
 @pytest.mark.parametrize("names", [["resized_crop", "flip"], ["resized_crop"]], ids=["flip", "no flip"])
 def test_batches_fetch_the_part_of_step_and_example(plan: Plan, names: list[str]) -> None:
     split = Split(
         fetch=lambda i: tf.cast(i, tf.float32)[None],
-        labels=np.arange(7),
-        names=list("abcdefg"),
-        fetch_part=lambda i, part: tf.concat([tf.cast(i, tf.float32)[None], part], axis=0),
+        labels=np.arange(70),
+        names=[str(number) for number in range(70)],
+        fetch_parts=lambda i, parts: tf.concat([tf.cast(i, tf.float32)[:, None], parts], axis=1),
     )
-    augment = augmentation(names, num_classes=7, multi_label=False)
+    augment = augmentation(names, num_classes=70, multi_label=False)
     mirrored = set()
     for epoch in (0, 4):
         rows = batches(split, plan, position=lambda: (epoch, 1), augment=augment)  # noqa: B023

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfbig.data import images
 from tfbig.data.record_positions import record_positions
+from tfbig.data.sized import sized
 from tfbig.data.splits import Splits
 from tfbig.errors import DataError
 
@@ -93,7 +93,7 @@ def test_records_are_fetched_inside_tf_data(load: Load, prepared: Path) -> None:
     rows = list(tfds.load("fruit", data_dir=prepared, split="train").as_numpy_iterator())
     seen = set()
     for part in (splits.train, splits.validation, splits.test):
-        fetched = tf.data.Dataset.range(len(part)).map(images.decoded(part, 6).fetch, num_parallel_calls=2)
+        fetched = tf.data.Dataset.range(len(part)).map(sized(part, 6).fetch, num_parallel_calls=2)
         for name, label, image in zip(part.names, part.labels, fetched, strict=True):
             row = rows[int(name.removeprefix("train#"))]
             np.testing.assert_allclose(image * 255, row["image"], atol=1e-3)

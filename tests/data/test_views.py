@@ -38,7 +38,10 @@ def test_a_view_depends_on_its_example_and_number_alone() -> None:
 
 def test_a_view_of_a_part_depends_on_its_example_alone() -> None:
     def split(x: np.ndarray) -> Split:
-        return dataclasses.replace(_split(x), gather=None, fetch_part=lambda i, draws: _split(x).fetch(i) * draws[0])
+        def parts_of(indices: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+            return tf.gather(tf.constant(x), indices) * draws[:, :1, None, None]
+
+        return dataclasses.replace(_split(x), gather=None, fetch_parts=parts_of)
 
     augment = augmentation(["resized_crop"], num_classes=3, multi_label=False)
     first = _values(augmented(split(_X), augment, seed=0, view=0))
@@ -46,7 +49,7 @@ def test_a_view_of_a_part_depends_on_its_example_alone() -> None:
     assert (first != _X).any(axis=(1, 2, 3)).all()
     assert (_values(augmented(split(_X), augment, seed=0, view=1)) != first).any(axis=(1, 2, 3)).all()
     # A part of a view would be one of the example itself.
-    assert augmented(split(_X), augment, seed=0, view=0).fetch_part is None
+    assert augmented(split(_X), augment, seed=0, view=0).fetch_parts is None
 
 
 def test_one_picture_has_another_change_in_each_example() -> None:

@@ -51,10 +51,10 @@ def augmentation(names: Sequence[str], *, num_classes: int, multi_label: bool) -
 
     Args:
         names: Of NAMES, applied in the order of NAMES. resized_crop takes a part of each picture, 8 to 100 per cent of
-            its area, while it is decoded, and mirrors it then where flip is named too (`images.decode_part`). flip is
-            left-right; crop shifts by up to an eighth
-            and reflects what it leaves empty; rotate turns by up to 15 degrees; brightness and contrast
-            change by up to a fifth. With mixup and cutmix both, each batch gets one of them.
+            its area, while it is decoded, and mirrors it then where flip is named too (`image_parts.py`). flip is
+            left-right; crop shifts by up to an eighth and reflects what it leaves empty; rotate turns by up to 15
+            degrees; brightness and contrast change by up to a fifth. With mixup and cutmix both, each batch gets one of
+            them.
         num_classes: C.
         multi_label: Labels are (B, C) zeros and ones already.
 

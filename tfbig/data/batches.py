@@ -6,6 +6,7 @@ Between the splits and plans below and the training loop above. Letters in shape
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,17 +45,17 @@ class Parts:
         """(n, 5) float32: a part for each of (n, 2) integer keys, see `parts.parts`."""
         return parts.parts(parts.draws(keys), flips=self.flips)
 
-    def fetch(self, split: Split, index: tf.Tensor, part: tf.Tensor) -> Features:
-        """A part of an example.
+    def fetch(self, split: Split, indices: tf.Tensor, parts: tf.Tensor) -> Features:
+        """A part of each of B examples.
 
         Args:
-            split: Has it.
-            index: Scalar int64.
-            part: (5,) float32 of `drawn`.
+            split: Has them.
+            indices: (B,) int64.
+            parts: (B, 5) float32 of `drawn`.
         """
-        if split.fetch_part is None:
+        if split.fetch_parts is None:
             raise ValueError("Expected examples that have parts, such as images; leave resized_crop out for others.")
-        return split.fetch_part(index, part)
+        return split.fetch_parts(indices, parts)
 
 
 class Share(NamedTuple):
@@ -105,7 +106,7 @@ def batches(
     Raises:
         UsageError: `augment` takes parts of examples that have none.
     """
-    if isinstance(augment, Parts) and split.fetch_part is None:
+    if isinstance(augment, Parts) and split.fetch_parts is None:
         raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
 
     def planned(epoch: np.int64, first: np.int64) -> tuple[np.ndarray, ...]:
@@ -118,7 +119,9 @@ def batches(
         return tuple(map(np.stack, columns))
 
     def fetch(index: tf.Tensor, drawn: tf.Tensor) -> Features:
-        return augment.fetch(split, index, drawn) if isinstance(augment, Parts) else split.fetch(index)
+        if not isinstance(augment, Parts):
+            return split.fetch(index)
+        return tf.nest.map_structure(lambda value: value[0], augment.fetch(split, index[None], drawn[None]))
 
     fetched_share = None if augment else share
     length = plan.batch_length
@@ -148,7 +151,12 @@ def batches(
     if split.gather is not None and not isinstance(augment, Parts):
         whole = steps.map(lambda i, w, s, _: finish(split.gather(i), i, w, s), **parallel)
     else:
-        fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
+        if length is None:
+            fetched = _fetched_and_grouped(fetch, steps)
+        elif isinstance(augment, Parts):
+            fetched = _fetched_in_blocks(functools.partial(augment.fetch, split), steps, length)
+        else:
+            fetched = _fetched(fetch, steps, length)
         whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
     num_steps = plan.steps_per_epoch - position()[1]
     if share is not None:
@@ -231,6 +239,7 @@ def _drawn(augment: Augment | None, seed: np.ndarray, indices: np.ndarray) -> np
 _Fetch: TypeAlias = Callable[[tf.Tensor, tf.Tensor], Features]
 _LONGEST = 2**31
 _STEPS_AT_ONCE = 32
+_MOST_AT_ONCE = 16
 _FETCHING = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
@@ -238,6 +247,24 @@ def _fetched(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Data
     """(indices, weight, seed, parts) of steps of one length -> (x, indices, weight, the seed once an example)."""
     examples = steps.map(lambda i, w, s, p: (i, w, tf.repeat(s[None], length, axis=0), p)).unbatch()
     return examples.map(lambda i, w, s, p: (fetch(i, p), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
+
+
+def _fetched_in_blocks(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
+    """`_fetched`, where `fetch` takes several examples at once: (B,) indices and (B, 5) parts.
+
+    A block is not a whole step's batch, which may be hundreds of examples: as many are in memory as there are threads.
+    """
+    size = max(size for size in range(1, _MOST_AT_ONCE + 1) if length % size == 0)
+
+    def blocks(indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor, drawn: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        columns = indices, weight, tf.repeat(seed[None], length, axis=0), drawn
+        return tuple(tf.reshape(column, [length // size, size, *column.shape[1:]]) for column in columns)
+
+    def joined(*columns: Features) -> tuple[Features, ...]:
+        return tf.nest.map_structure(lambda value: tf.reshape(value, [length, *value.shape[2:]]), columns)
+
+    fetched = steps.map(blocks).unbatch().map(lambda i, w, s, p: (fetch(i, p), i, w, s), **_FETCHING)
+    return fetched.batch(length // size, drop_remainder=True).map(joined)
 
 
 def _fetched_and_grouped(fetch: _Fetch, steps: tf.data.Dataset) -> tf.data.Dataset:

@@ -2,7 +2,7 @@
 
 A draw is a hash of the example's key (splitmix64: Steele, Lea and Flood 2014, doi 10.1145/2714064.2660195), so that it
 depends on nothing else. TensorFlow could draw in the graph, but there each of some twenty small operations costs an
-example more than all of them cost here. Below `batches`, which makes the keys; `images.decode_part` uses the parts.
+example more than all of them cost here. Below `batches`, which makes the keys; `image_parts.py` uses the parts.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Split:
         names: What a person calls each example, for predictions.csv and the report: a path, a row, an id.
         payload: Index -> the example as the user stored it (encoded image bytes); None where there is no file.
         gather: (B,) int64 indices -> a whole batch of features at once, for examples held in memory.
-        fetch_part: Scalar int64 index and (5,) float32 of `parts.parts` -> features of that part of the example;
-            None where examples have no parts.
+        fetch_parts: (B,) int64 indices and (B, 5) float32 of `parts.parts` -> features of those parts of the examples,
+            one after the other; None where examples have no parts.
     """
 
     fetch: Callable[[tf.Tensor], Features]
@@ -63,14 +63,14 @@ class Split:
     names: Sequence[str]
     payload: Callable[[int], bytes] | None = None
     gather: Callable[[tf.Tensor], Features] | None = None
-    fetch_part: Callable[[tf.Tensor, tf.Tensor], Features] | None = None
+    fetch_parts: Callable[[tf.Tensor, tf.Tensor], Features] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> Split:
         """The same examples under new indices 0..len(indices)-1."""
-        fetch, payload, gather, fetch_part = self.fetch, self.payload, self.gather, self.fetch_part
+        fetch, payload, gather, fetch_parts = self.fetch, self.payload, self.gather, self.fetch_parts
         with tf.device("CPU"):
             # Eager: handed to the graph by reference. A million indices as a constant would be copied with it.
             where = tf.constant(np.asarray(indices, smallest(len(self))))
@@ -86,7 +86,7 @@ class Split:
             names=chosen(self.names, table),
             payload=None if payload is None else lambda i: payload(int(table[i])),
             gather=None if gather is None else lambda i: gather(at(i)),
-            fetch_part=None if fetch_part is None else lambda i, part: fetch_part(at(i), part),
+            fetch_parts=None if fetch_parts is None else lambda i, parts: fetch_parts(at(i), parts),
         )
 
 

@@ -44,14 +44,14 @@ def augmented(split: Split, augment: Augment, *, seed: int, view: int) -> Split:
     def fetch(index: tf.Tensor) -> Features:
         seed = seeds.fetch(index)
         if isinstance(augment, Parts) and parts is not None:
-            example = augment.fetch(split, index, parts.fetch(index))
+            part = tf.expand_dims(parts.fetch(index), 0)
+            alone = augment.fetch(split, index[None], part)
         else:
-            example = split.fetch(index)
-        alone = tf.nest.map_structure(lambda value: value[None], example)
+            alone = tf.nest.map_structure(lambda value: value[None], split.fetch(index))
         changed = augment(Batch(alone, tf.expand_dims(labels.fetch(index), 0), tf.ones([1])), seed)
         return tf.nest.map_structure(lambda value: value[0], changed.x)
 
-    return dataclasses.replace(split, fetch=fetch, gather=None, fetch_part=None)
+    return dataclasses.replace(split, fetch=fetch, gather=None, fetch_parts=None)
 
 
 def _seed(seed: int, view: int, name: str) -> np.ndarray:

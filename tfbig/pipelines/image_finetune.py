@@ -105,11 +105,11 @@ def build(config: RunConfig, spec: DataSpec) -> keras.Model:
 
 def prepare(splits: Splits, network: keras.Model) -> Splits:
     """Images decoded to the size that the network takes."""
-    from tfbig.data.images import decoded
+    from tfbig.data.sized import sized
 
     size = network.input_shape[1]
-    validation = splits.validation and decoded(splits.validation, size)
-    return replace(splits, train=decoded(splits.train, size), validation=validation, test=decoded(splits.test, size))
+    validation = splits.validation and sized(splits.validation, size)
+    return replace(splits, train=sized(splits.train, size), validation=validation, test=sized(splits.test, size))
 
 
 def augment(config: RunConfig, spec: DataSpec) -> Augment | None:
