@@ -42,6 +42,18 @@ def _needs_compiled() -> None:
         pytest.skip("tfbig was installed without a compiler or without libjpeg-turbo's header (gcc, libjpeg-dev)")
 
 
+def _all_parts(encoded: list[bytes], drawn: np.ndarray, size: int) -> np.ndarray:
+    """(B, size, size, 3) by the compiled module, and by TensorFlow what that does not decode."""
+    table, indices = tf.constant(encoded), tf.range(len(encoded))
+    return image_parts.decode_parts(lambda i: table[i], indices, tf.constant(drawn), size).numpy()
+
+
+def _window_of(encoded: bytes, part: np.ndarray, size: int) -> np.ndarray:
+    """(1, 6) int32."""
+    shape = tf.image.extract_jpeg_shape(encoded)
+    return image_parts._windows_of_jpegs(shape[None], tf.constant(part[None]), size).numpy()
+
+
 @pytest.fixture(params=["tensorflow", "compiled"])
 def way(request: pytest.FixtureRequest) -> Way:
     """Both ways to a part; the compiled one leaves to TensorFlow what it does not decode."""
@@ -50,7 +62,7 @@ def way(request: pytest.FixtureRequest) -> Way:
         return image_parts.decode_part(tf.constant(encoded), tf.constant(part), size).numpy()
 
     def together(encoded: bytes, part: np.ndarray, size: int) -> np.ndarray:
-        return image_parts.decode_parts(tf.constant([encoded]), tf.constant(part[None]), size)[0].numpy()
+        return _all_parts([encoded], part[None], size)[0]
 
     if request.param == "tensorflow":
         return alone
@@ -155,13 +167,13 @@ def test_both_ways_give_the_same_pixels(options: dict[str, object], size: int) -
     by_libjpeg = 0
     for number, part in enumerate(drawn):
         picture = _smooth(*shapes[number % len(shapes)], seed=number)
-        encoded = tf.constant(_file(picture if options else picture.convert("L"), "JPEG", **options))
-        window = image_parts._work(encoded, tf.constant(part), size).numpy()
-        found, (is_done,) = _together([encoded.numpy()], window[None], size)
-        assert is_done == (window[4] > 0)
+        encoded = _file(picture if options else picture.convert("L"), "JPEG", **options)
+        window = _window_of(encoded, part, size)
+        found, (is_done,) = _together([encoded], window, size)
+        assert is_done == (window[0, 4] > 0)
         by_libjpeg += is_done
         if is_done:
-            expected = image_parts.decode_part(encoded, tf.constant(part), size)
+            expected = image_parts.decode_part(tf.constant(encoded), tf.constant(part), size)
             np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
     # What shrinks much is antialiased.
     assert by_libjpeg >= {1: 2, 20: 12, 224: 24}[size]
@@ -173,7 +185,7 @@ def test_a_block_of_all_kinds_is_what_each_alone_is() -> None:
     drawn = _drawn(len(encoded))
     windows = np.array([[0, 0, 8, 8, 1, 0]] * len(encoded))
     assert _together(encoded, windows, 8)[1] == [True, True, False, False, False, False, True]
-    found = image_parts.decode_parts(tf.constant(encoded), tf.constant(drawn), 12)
+    found = _all_parts(encoded, drawn, 12)
     for image, file, part in zip(found, encoded, drawn, strict=True):
         expected = image_parts.decode_part(tf.constant(file), tf.constant(part), 12)
         np.testing.assert_allclose(image, expected, rtol=0, atol=1e-6)
@@ -190,19 +202,20 @@ def test_damaged_files_are_left_to_tensorflow_or_decoded_as_it_does() -> None:
     _needs_compiled()
     rng = np.random.default_rng(5)
     whole = np.frombuffer(_file(_smooth(90, 120), "JPEG"), np.uint8)
-    part, outcomes = tf.constant([0.5, 0.6, 0.5, 0.5, 0.0]), set()
+    part, outcomes = np.array([0.5, 0.6, 0.5, 0.5, 0.0], np.float32), set()
     for _ in range(400):
         damaged = whole.copy()
         damaged[rng.integers(2, len(whole), 2)] = rng.integers(0, 256, 2)
-        encoded = tf.constant(damaged.tobytes())
+        encoded = damaged.tobytes()
         try:
-            window = image_parts._work(encoded, part, 24).numpy()
+            window = _window_of(encoded, part, 24)
         except tf.errors.InvalidArgumentError:
             continue
-        found, (is_done,) = _together([encoded.numpy()], window[None], 24)
+        found, (is_done,) = _together([encoded], window, 24)
         outcomes.add(is_done)
         if is_done:
-            np.testing.assert_allclose(found[0], image_parts.decode_part(encoded, part, 24), rtol=0, atol=1e-6)
+            expected = image_parts.decode_part(tf.constant(encoded), tf.constant(part), 24)
+            np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
     assert outcomes == {True, False}
 
 

@@ -33,9 +33,9 @@ them back takes longer than decoding them. */
 /* A pixel and the first number of the next one. */
 typedef float Pixel __attribute__((vector_size(16)));
 
-/* Where a row or column of the result lies among those of the part: after `low` by a `share` of the way to `high`. */
+/* Where a row or column of the result lies among those of the part: after `low` by a `share` of the way to the next. */
 typedef struct {
-    int low, high;
+    int low;
     float share;
 } Place;
 
@@ -54,7 +54,7 @@ typedef struct {
     struct jpeg_decompress_struct decoder;
     Errors errors;
     unsigned char *memory; /* two rows, as decoded */
-    float *line;           /* one row between them, and a number more */
+    float *line;           /* one row between them, and two pixels more */
     Place *rows, *columns;
 } Work;
 
@@ -68,28 +68,32 @@ static void find_places(Place *places, int size, int length) {
     const float scale = (float)length / (float)size;
     for (int i = 0; i < size; i++) {
         const float at = ((float)i + 0.5f) * scale - 0.5f, below = floorf(at);
-        const int low = (int)below, high = (int)ceilf(at);
+        const int low = (int)below;
+        const int is_inside = low >= 0 && low + 1 < length;
         places[i].low = low < 0 ? 0 : low < length ? low : length - 1;
-        places[i].high = high < 0 ? 0 : high < length ? high : length - 1;
-        places[i].share = at - below;
+        places[i].share = is_inside ? at - below : 0;
     }
 }
 
+/* A line of numbers in [0, 1], a share of the way from one row of bytes to another. */
 FOR_EACH_PROCESSOR
 static void mix_rows(float *line, const unsigned char *above, const unsigned char *below, float share, int length) {
-    for (int i = 0; i < length; i++) line[i] = above[i] + ((float)below[i] - (float)above[i]) * share;
+    const float of_below = share / 255, of_above = 1 / 255.0f - of_below;
+    for (int i = 0; i < length; i++) line[i] = above[i] * of_above + below[i] * of_below;
 }
 
-/* A row of the result, in [0, 1], of a line of pixels. */
+/* A row of the result, of a line of pixels and one that is not used. */
+FOR_EACH_PROCESSOR
 static void mix_columns(float *result, const float *line, const Place *columns, int size) {
+    Pixel left, right;
     for (int i = 0; i < size; i++, result += COLOURS) {
-        Pixel left, right;
         memcpy(&left, line + COLOURS * columns[i].low, sizeof left);
-        memcpy(&right, line + COLOURS * columns[i].high, sizeof right);
-        left = (left + (right - left) * columns[i].share) * (1 / 255.0f);
-        /* The number too much is overwritten by the next pixel; after the last one lies another picture. */
-        memcpy(result, &left, i + 1 < size ? sizeof left : COLOURS * sizeof(float));
+        memcpy(&right, line + COLOURS * (columns[i].low + 1), sizeof right);
+        left += (right - left) * columns[i].share;
+        /* The number too much is overwritten by the next pixel; after the last one lies another row, or nothing. */
+        if (i + 1 < size) memcpy(result, &left, sizeof left);
     }
+    memcpy(result - COLOURS, &left, COLOURS * sizeof(float));
 }
 
 static void mirror(Place *columns, int size) {
@@ -126,7 +130,7 @@ static int decoded(Work *work, const unsigned char *encoded, size_t length, cons
     const size_t skipped = ((size_t)window->left - from) * COLOURS;
     const size_t stride = ((size_t)width * COLOURS + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     work->memory = malloc(2 * stride + ALIGNMENT + 1);
-    work->line = calloc((size_t)window->width * COLOURS + 1, sizeof(float));
+    work->line = calloc(((size_t)window->width + 2) * COLOURS, sizeof(float));
     work->rows = malloc(2 * (size_t)size * sizeof(Place));
     if (!work->memory || !work->line || !work->rows) return 0;
     work->columns = work->rows + size;
@@ -138,11 +142,12 @@ static int decoded(Work *work, const unsigned char *encoded, size_t length, cons
     if (jpeg_skip_scanlines(decoder, (JDIMENSION)window->top) != (JDIMENSION)window->top) return 0;
     for (int y = 0, next = 0; y < size; y++) {
         const Place row = work->rows[y];
-        for (; next <= row.high; next++) {
+        const int high = row.low + (row.share > 0);
+        for (; next <= high; next++) {
             JSAMPROW to = kept[next % 2];
             if (jpeg_read_scanlines(decoder, &to, 1) != 1) return 0;
         }
-        mix_rows(work->line, kept[row.low % 2] + skipped, kept[row.high % 2] + skipped, row.share,
+        mix_rows(work->line, kept[row.low % 2] + skipped, kept[high % 2] + skipped, row.share,
                  window->width * COLOURS);
         mix_columns(result + (size_t)y * size * COLOURS, work->line, work->columns, size);
     }

@@ -6,8 +6,6 @@ Between the splits and plans below and the training loop above. Letters in shape
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -18,6 +16,7 @@ import tensorflow as tf
 from tfbig.data import parts
 from tfbig.data.sampling import Plan
 from tfbig.data.splits import Batch, Features, Split
+from tfbig.data.threads import num_threads
 from tfbig.errors import UsageError
 
 Augment: TypeAlias = Callable[[Batch, tf.Tensor], Batch]
@@ -150,13 +149,12 @@ def batches(
     parallel = {"num_parallel_calls": at_once, "deterministic": True}
     if split.gather is not None and not isinstance(augment, Parts):
         whole = steps.map(lambda i, w, s, _: finish(split.gather(i), i, w, s), **parallel)
+    elif length and isinstance(augment, Parts):
+        # All threads fetch one batch, and begin another.
+        parallel["num_parallel_calls"] = 2
+        whole = steps.map(lambda i, w, s, p: finish(augment.fetch(split, i, p), i, w, s), **parallel)
     else:
-        if length is None:
-            fetched = _fetched_and_grouped(fetch, steps)
-        elif isinstance(augment, Parts):
-            fetched = _fetched_in_blocks(functools.partial(augment.fetch, split), steps, length)
-        else:
-            fetched = _fetched(fetch, steps, length)
+        fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
         whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
     num_steps = plan.steps_per_epoch - position()[1]
     if share is not None:
@@ -192,15 +190,13 @@ def _asked(
 
 
 def _threads() -> tf.data.Options:
-    """Threads of the input's own, as many as TensorFlow has for operations, each with an example.
+    """Threads of the input's own, as many as TensorFlow has for operations.
 
     In the pool of the step, and with a tuner that measures while it runs, an example costs a tenth more (measured in
     docs/performance.md).
     """
-    chosen = tf.config.threading.get_inter_op_parallelism_threads() or os.environ.get("TF_NUM_INTEROP_THREADS", "")
     options = tf.data.Options()
-    # 0 is one a core.
-    options.threading.private_threadpool_size = int(chosen) if str(chosen).isdecimal() else 0
+    options.threading.private_threadpool_size = num_threads()
     options.autotune.enabled = False
     return options
 
@@ -239,7 +235,6 @@ def _drawn(augment: Augment | None, seed: np.ndarray, indices: np.ndarray) -> np
 _Fetch: TypeAlias = Callable[[tf.Tensor, tf.Tensor], Features]
 _LONGEST = 2**31
 _STEPS_AT_ONCE = 32
-_MOST_AT_ONCE = 16
 _FETCHING = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
@@ -247,24 +242,6 @@ def _fetched(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Data
     """(indices, weight, seed, parts) of steps of one length -> (x, indices, weight, the seed once an example)."""
     examples = steps.map(lambda i, w, s, p: (i, w, tf.repeat(s[None], length, axis=0), p)).unbatch()
     return examples.map(lambda i, w, s, p: (fetch(i, p), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
-
-
-def _fetched_in_blocks(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """`_fetched`, where `fetch` takes several examples at once: (B,) indices and (B, 5) parts.
-
-    A block is not a whole step's batch, which may be hundreds of examples: as many are in memory as there are threads.
-    """
-    size = max(size for size in range(1, _MOST_AT_ONCE + 1) if length % size == 0)
-
-    def blocks(indices: tf.Tensor, weight: tf.Tensor, seed: tf.Tensor, drawn: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        columns = indices, weight, tf.repeat(seed[None], length, axis=0), drawn
-        return tuple(tf.reshape(column, [length // size, size, *column.shape[1:]]) for column in columns)
-
-    def joined(*columns: Features) -> tuple[Features, ...]:
-        return tf.nest.map_structure(lambda value: tf.reshape(value, [length, *value.shape[2:]]), columns)
-
-    fetched = steps.map(blocks).unbatch().map(lambda i, w, s, p: (fetch(i, p), i, w, s), **_FETCHING)
-    return fetched.batch(length // size, drop_remainder=True).map(joined)
 
 
 def _fetched_and_grouped(fetch: _Fetch, steps: tf.data.Dataset) -> tf.data.Dataset:

@@ -8,12 +8,15 @@ in shapes: B pictures, H height, W width, in pixels.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from tfbig.data.images import DCT, REDUCTIONS, decode_other, in_unit_range, is_jpeg, resize
+from tfbig.data.threads import num_threads
 
 try:
     from tfbig.data import _jpeg
@@ -27,6 +30,8 @@ _BLOCK = 16
 _WIDE = 16 * _BLOCK
 # A resizing that looks at two pixels in each direction passes over one in three here, and over more beyond.
 _ANTIALIASED_FROM = 3
+# What a thread takes at a time: a share of a batch that leaves none of them long without work.
+_FILES_AT_ONCE = 4
 # Of an array whose memory begins at a multiple of this, TensorFlow makes no copy.
 _ALIGNMENT = 64
 
@@ -63,7 +68,7 @@ def decode_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
         return resize(image[top : top + height, left : left + width], size)
 
     def of_jpeg() -> tf.Tensor:
-        window, reduction = _jpeg_window(encoded, part, size)
+        window, reduction = _jpeg_window(tf.image.extract_jpeg_shape(encoded), part, size)
         pixels = tf.switch_case(reduction, [
             functools.partial(
                 tf.io.decode_and_crop_jpeg, encoded, window, channels=3, dct_method=DCT, ratio=by
@@ -74,11 +79,12 @@ def decode_part(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
     return _mirrored(tf.cond(is_jpeg(encoded), of_jpeg, of_other), part, size)
 
 
-def decode_parts(encoded: tf.Tensor, parts: tf.Tensor, size: int) -> tf.Tensor:
+def decode_parts(fetch: Callable[[tf.Tensor], tf.Tensor], indices: tf.Tensor, parts: tf.Tensor, size: int) -> tf.Tensor:
     """`decode_part` of several pictures, JPEGs of them by one call outside of TensorFlow, in a fraction of the time.
 
     Args:
-        encoded: (B,) strings.
+        fetch: Scalar int64 index -> scalar string, an encoded picture.
+        indices: (B,) int64.
         parts: (B, 5) float32, rows of `parts.parts`.
         size: Height and width of the results in pixels, at least 1.
 
@@ -88,22 +94,29 @@ def decode_parts(encoded: tf.Tensor, parts: tf.Tensor, size: int) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: The bytes are no picture, or cut short.
     """
-    windows = tf.map_fn(
-        lambda row: tf.cond(is_jpeg(row[0]), lambda: _work(row[0], row[1], size), lambda: tf.zeros([6], tf.int32)),
-        (encoded, parts), fn_output_signature=tf.TensorSpec([6], tf.int32), parallel_iterations=1,
-    )  # fmt: skip
+    num_pictures = indices.shape[0]
+
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded = fetch(index)
+        no_jpeg = tf.zeros([3], tf.int32)
+        return encoded, tf.cond(is_jpeg(encoded), lambda: tf.image.extract_jpeg_shape(encoded), lambda: no_jpeg)
+
+    signature = tf.TensorSpec([], tf.string), tf.TensorSpec([3], tf.int32)
+    encoded, shapes = tf.map_fn(read, indices, fn_output_signature=signature, parallel_iterations=num_threads())
     together = functools.partial(_decoded_together, size=size)
+    windows = _windows_of_jpegs(shapes, parts, size)
     pixels, is_done = tf.numpy_function(together, [encoded, windows], [tf.float32, tf.bool], stateful=False)
-    pixels = tf.ensure_shape(pixels, [encoded.shape[0], size, size, 3])
-    is_done = tf.ensure_shape(is_done, encoded.shape)
+    pixels, is_done = tf.ensure_shape(pixels, [num_pictures, size, size, 3]), tf.ensure_shape(is_done, [num_pictures])
 
     def one(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
         there, made, picture, part = row
         return tf.cond(there, lambda: made, lambda: decode_part(picture, part, size))
 
     def others_by_tensorflow() -> tf.Tensor:
-        signature = tf.TensorSpec([size, size, 3], tf.float32)
-        return tf.map_fn(one, (is_done, pixels, encoded, parts), fn_output_signature=signature)
+        return tf.map_fn(
+            one, (is_done, pixels, encoded, parts), fn_output_signature=tf.TensorSpec([size, size, 3], tf.float32),
+            parallel_iterations=num_threads(),
+        )  # fmt: skip
 
     return tf.cond(tf.reduce_all(is_done), lambda: pixels, others_by_tensorflow)
 
@@ -135,26 +148,36 @@ def _mirrored(values: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _is_mirrored(part: tf.Tensor) -> tf.Tensor:
-    return part[4] > 0.5
+    """(...) bool of (..., 5) parts."""
+    return part[..., 4] > 0.5
 
 
 def _window(shape: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
-    """(4,) int32 top, left, height and width, inside a picture of shape (H, W, ...)."""
-    whole = tf.cast(shape[:2], tf.float32)
-    sides = tf.clip_by_value(tf.sqrt(tf.reduce_prod(whole)) * part[:2], 1.0, whole)
-    window = tf.cast(tf.concat([part[2:4] * (whole - sides), sides], axis=0), tf.int32)
-    beyond = tf.where(window[3] >= _WIDE, window[1] % _BLOCK, 0)
+    """(..., 4) int32 top, left, height and width, inside pictures of (..., 3) shapes H, W and channels."""
+    whole = tf.cast(shape[..., :2], tf.float32)
+    sides = tf.clip_by_value(tf.sqrt(tf.reduce_prod(whole, -1, keepdims=True)) * part[..., :2], 1.0, whole)
+    window = tf.cast(tf.concat([part[..., 2:4] * (whole - sides), sides], axis=-1), tf.int32)
+    beyond = tf.where(window[..., 3:] >= _WIDE, window[..., 1:2] % _BLOCK, 0)
     return window + beyond * tf.constant([0, -1, 0, 1])
 
 
-def _jpeg_window(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """(4,) int32 window in a JPEG that is shrunk in decoding, and which of REDUCTIONS shrinks it, a scalar int32."""
-    window = _window(tf.image.extract_jpeg_shape(encoded), part)
-    fits = tf.reduce_min(window[2:]) // size >= tf.constant(REDUCTIONS[1:])  # (3,)
-    reduction = tf.math.count_nonzero(fits, dtype=tf.int32)
-    by = tf.gather(tf.constant(REDUCTIONS), reduction)
+def _jpeg_window(shape: tf.Tensor, part: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """(..., 4) int32 windows in JPEGs shrunk in decoding, and (...) int32, which of REDUCTIONS shrinks them."""
+    window = _window(shape, part)
+    fits = tf.reduce_min(window[..., 2:], -1, keepdims=True) // size >= tf.constant(REDUCTIONS[1:])  # (..., 3)
+    reduction = tf.math.count_nonzero(fits, axis=-1, dtype=tf.int32)
+    by = tf.gather(tf.constant(REDUCTIONS), reduction)[..., None]
     # The whole becomes ceil(H / by) high: rounded down, the part stays inside.
-    return tf.concat([window[:2] // by, tf.maximum(window[2:] // by, 1)], axis=0), reduction
+    return tf.concat([window[..., :2] // by, tf.maximum(window[..., 2:] // by, 1)], axis=-1), reduction
+
+
+def _windows_of_jpegs(shapes: tf.Tensor, parts: tf.Tensor, size: int) -> tf.Tensor:
+    """(B, 6) int32 for `_jpeg.decode_parts`; zeros for what has no shape, or needs antialiasing, which that lacks."""
+    window, reduction = _jpeg_window(shapes, parts, size)
+    by, is_mirrored = tf.gather(tf.constant(REDUCTIONS), reduction), tf.cast(_is_mirrored(parts), tf.int32)
+    windows = tf.concat([window, by[:, None], is_mirrored[:, None]], axis=1)
+    is_other = tf.logical_or(shapes[:, 0] == 0, _is_antialiased(window[:, 2:], size))
+    return tf.where(is_other[:, None], 0, windows)
 
 
 def _resized(pixels: tf.Tensor, size: int, is_large: tf.Tensor) -> tf.Tensor:
@@ -168,23 +191,26 @@ def _resized(pixels: tf.Tensor, size: int, is_large: tf.Tensor) -> tf.Tensor:
 
 
 def _is_antialiased(sides: tf.Tensor, size: int) -> tf.Tensor:
-    """Whether (2,) sides in pixels shrink so much that pixels would be passed over."""
-    return tf.reduce_max(sides) >= _ANTIALIASED_FROM * size
-
-
-def _work(encoded: tf.Tensor, part: tf.Tensor, size: int) -> tf.Tensor:
-    """(6,) int32 of a JPEG for `_jpeg.decode_parts`; zeros where it is to be antialiased, which that does not."""
-    window, reduction = _jpeg_window(encoded, part, size)
-    by, is_mirrored = tf.gather(tf.constant(REDUCTIONS), reduction), tf.cast(_is_mirrored(part), tf.int32)
-    work = tf.concat([window, tf.stack([by, is_mirrored])], axis=0)
-    return tf.where(_is_antialiased(window[2:], size), 0, work)
+    """(...) bool: whether (..., 2) sides in pixels shrink so much that pixels would be passed over."""
+    return tf.reduce_max(sides, -1) >= _ANTIALIASED_FROM * size
 
 
 def _decoded_together(encoded: np.ndarray, windows: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(B, size, size, 3) float32 parts and (B,) bool, whether each is there."""
-    pixels = _aligned(len(encoded), size)
-    done = _jpeg.decode_parts(encoded.tolist(), windows, pixels, size)
-    return pixels, np.frombuffer(done, bool)
+    files, pixels = encoded.tolist(), _aligned(len(encoded), size)
+    starts = range(0, len(files), _FILES_AT_ONCE)
+
+    def decoded(start: int) -> bytes:
+        some = slice(start, start + _FILES_AT_ONCE)
+        return _jpeg.decode_parts(files[some], windows[some], pixels[some], size)
+
+    done = _threads(num_threads()).map(decoded, starts) if num_threads() > 1 else map(decoded, starts)
+    return pixels, np.frombuffer(b"".join(done), bool)
+
+
+@functools.cache
+def _threads(number: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(number, "tfbig-jpeg")
 
 
 def _aligned(count: int, size: int) -> np.ndarray:

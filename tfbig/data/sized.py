@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfbig.data.image_parts import cut_part, decode_part, decode_parts, decodes_together
 from tfbig.data.images import decode_and_resize, in_unit_range, resize
 from tfbig.data.splits import Split
+from tfbig.data.threads import num_threads
 
 
 def sized(split: Split, size: int) -> Split:
@@ -35,11 +36,15 @@ def sized(split: Split, size: int) -> Split:
 
     def parts_of(indices: tf.Tensor, parts: tf.Tensor) -> tf.Tensor:
         is_encoded = _dtype(fetch) == tf.string
-        if is_encoded and decodes_together():
-            return decode_parts(_each(fetch, indices, tf.TensorSpec([], tf.string)), parts, size)
         part_of = decode_part if is_encoded else cut_part
-        result = tf.TensorSpec([size, size, 3], tf.float32)
-        return _each(lambda row: part_of(fetch(row[0]), row[1], size), (indices, parts), result)
+        if indices.shape == [1]:
+            return part_of(fetch(indices[0]), parts[0], size)[None]
+        if is_encoded and decodes_together():
+            return decode_parts(fetch, indices, parts, size)
+        return tf.map_fn(
+            lambda row: part_of(fetch(row[0]), row[1], size), (indices, parts),
+            fn_output_signature=tf.TensorSpec([size, size, 3], tf.float32), parallel_iterations=num_threads(),
+        )  # fmt: skip
 
     return dataclasses.replace(split, fetch=whole, fetch_parts=parts_of, gather=None)
 
@@ -47,8 +52,3 @@ def sized(split: Split, size: int) -> Split:
 def _dtype(fetch: Callable[[tf.Tensor], tf.Tensor]) -> tf.DType:
     index = tf.TensorSpec([], tf.int64)
     return tf.function(fetch, autograph=False).get_concrete_function(index).output_dtypes
-
-
-def _each(function: Callable[..., tf.Tensor], rows: object, result: tf.TensorSpec) -> tf.Tensor:
-    """What a function gives for each row, one after the other: tf.data calls it for several blocks of rows at once."""
-    return tf.map_fn(function, rows, fn_output_signature=result, parallel_iterations=1)
