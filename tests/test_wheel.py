@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from tfbig.training.environment import is_compiled
 
 
 @pytest.mark.slow
@@ -22,6 +25,10 @@ def test_the_wheel_runs_the_default_job(project_root: Path, tmp_path: Path) -> N
             (source / name).write_bytes((project_root / name).read_bytes())
     _run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(source)], tmp_path)
     (wheel,) = (tmp_path / "dist").glob("tfbig-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    # What was compiled for this environment is compiled for the wheel.
+    compiled = {"tfbig/data/_jpeg.abi3.so"} if is_compiled("tfbig.data._jpeg") else set()
+    assert {"tfbig/data/_jpeg.pyi", "tfbig/py.typed"} | compiled <= held
 
     empty = tmp_path / "empty"
     _run([sys.executable, "-m", "venv", str(empty)], tmp_path)

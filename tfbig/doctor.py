@@ -22,6 +22,7 @@ from typing import Literal
 
 from tfbig.errors import EnvironmentFault
 from tfbig.startup import import_tensorflow
+from tfbig.training.environment import is_compiled
 
 _ENABLES = {
     "models": "--model.backbone kerashub:PRESET",
@@ -70,6 +71,7 @@ def findings() -> Iterator[Finding]:
     yield from _packages()
     yield _pkg_resources()
     yield _keras_backend()
+    yield _decoder()
     yield from _folders()
     yield from _tensorflow()
 
@@ -156,6 +158,13 @@ def _keras_backend() -> Finding:
     if chosen != "tensorflow":
         return Finding("fault", "Keras backend", f"{chosen} by {origin}, tensorflow is expected", remedy)
     return Finding("ok", "Keras backend", f"tensorflow by {origin}")
+
+
+def _decoder() -> Finding:
+    if is_compiled("tfbig.data._jpeg"):
+        return Finding("ok", "parts of JPEGs", "decoded together, by libjpeg")
+    found = "decoded by TensorFlow, one at a time, since tfbig was installed without a compiler or libjpeg-turbo"
+    return Finding("note", "parts of JPEGs", found, "apt install gcc libjpeg-dev and install again, for speed")
 
 
 def _folders() -> Iterator[Finding]:

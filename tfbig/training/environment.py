@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -29,8 +30,18 @@ def describe(*, devices: Sequence[str], num_replicas: int) -> dict[str, object]:
         "cpu_count": os.cpu_count(),
         "devices": list(devices),
         "num_replicas": num_replicas,
+        "compiled_jpeg": is_compiled("tfbig.data._jpeg"),
         "packages": {name: version for name in _PACKAGES if (version := package_version(name))},
     }
+
+
+def is_compiled(module: str) -> bool:
+    """Whether a module that is built where tfbig is installed was, and can be loaded."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def package_version(name: str) -> str | None:

@@ -8,8 +8,9 @@ read, decode, crop, resize, mirror half of them, stack. `tfbig` is what image_fi
 `--options.augment resized_crop,flip`; `hf` Hugging Face datasets with `set_transform`; `torch` torchvision's
 ImageFolder, both with torchvision's transforms on Pillow images under a DataLoader without workers; `keras_crop` and
 `keras_zoom` image_dataset_from_directory with augmentation layers, for Keras has no random resized crop.
-`tfbig_kept` is tfbig with `--data.decoded_gb`: it has decoded all before the first turn, so it does less work than the
-others, and no ratio counts it.
+`tfbig_plain` is tfbig as it is installed without a compiler or libjpeg's header. `tfbig_kept` is tfbig with
+`--data.decoded_gb`: it has decoded all before the first turn, so it does less work than the others. No ratio counts
+these two.
 A process each, on one thread; they take turns of some batches in one call, so what slows the machine for a while slows
 all. The last line of stdout is
 {"vs_hf", "vs_torch", "vs_keras", "images_per_s", "bytes_per_image", "quality", "versions", "cores", "seed"}.
@@ -52,8 +53,9 @@ SCRIPTS = Path(__file__).resolve().parent / "input"
 logger = logging.getLogger(__name__)
 
 TOOLS = {
-    "tfbig": Tool("tfbig_input.py", arguments=("--decoded_gb", "0")),
-    "tfbig_kept": Tool("tfbig_input.py", arguments=("--decoded_gb", "1")),
+    "tfbig": Tool("tfbig_input.py", arguments=("--decoded_gb", "0", "--compiled", "yes")),
+    "tfbig_plain": Tool("tfbig_input.py", arguments=("--decoded_gb", "0", "--compiled", "no")),
+    "tfbig_kept": Tool("tfbig_input.py", arguments=("--decoded_gb", "1", "--compiled", "yes")),
     "hf": Tool("hf_input.py", TORCH_INPUT),
     "torch": Tool("torch_input.py", TORCH_INPUT),
     "keras_crop": Tool("keras_input.py", arguments=("--by", "crop")),
