@@ -14,11 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.images import decode_pixels, height_and_width
+from tfbig.data.memory import ALIGNMENT, aligned
 from tfbig.data.splits import Split
 from tfbig.errors import UsageError
-
-# Where TensorFlow's Slice gives a part of the memory and no copy of it.
-_ALIGNMENT = 64
 
 
 def kept(split: Split, limit_gb: float) -> Split:
@@ -40,13 +38,14 @@ def kept(split: Split, limit_gb: float) -> Split:
     fetch = split.fetch
     shapes = np.stack(list(_each(len(split), lambda index: height_and_width(fetch(index)))))  # (N, 2) int32
     sizes = shapes.astype(np.int64).prod(axis=1) * 3
-    ends = np.cumsum(-(-sizes // _ALIGNMENT) * _ALIGNMENT)
+    # Where TensorFlow's Slice gives a part of the memory and no copy of it.
+    ends = np.cumsum(-(-sizes // ALIGNMENT) * ALIGNMENT)
     if ends[-1] > limit_gb * 1e9:
         raise UsageError(
             f"Expected {len(split)} decoded training pictures to fit into --data.decoded_gb {limit_gb:g}, but they "
             f"take {ends[-1] / 1e9:.3g} GB; give more where there is the memory, or leave it out, or set --data.limit."
         )
-    memory, starts = _aligned(int(ends[-1])), np.concatenate([[0], ends[:-1]])
+    memory, starts = aligned(int(ends[-1])), np.concatenate([[0], ends[:-1]])
     for start, pixels in zip(starts, _each(len(split), lambda index: decode_pixels(fetch(index))), strict=True):
         memory[start : start + pixels.size] = pixels.ravel()
     with tf.device("CPU"):
@@ -66,10 +65,3 @@ def kept(split: Split, limit_gb: float) -> Split:
 def _each(count: int, function: Callable[[tf.Tensor], tf.Tensor]) -> Iterator[np.ndarray]:
     """What a function gives for 0 to count - 1, in order, computed on all cores."""
     return tf.data.Dataset.range(count).map(function, num_parallel_calls=tf.data.AUTOTUNE).as_numpy_iterator()
-
-
-def _aligned(size: int) -> np.ndarray:
-    """(size,) uint8, not filled, that begins at a multiple of the alignment."""
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    skipped = -memory.ctypes.data % _ALIGNMENT
-    return memory[skipped : skipped + size]

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from tfbig.data.images import DCT, REDUCTIONS, decode_other, in_unit_range, is_jpeg, resize
+from tfbig.data.memory import aligned
 from tfbig.data.threads import num_threads
 
 try:
@@ -32,8 +34,6 @@ _WIDE = 16 * _BLOCK
 _ANTIALIASED_FROM = 3
 # What a thread takes at a time: a share of a batch that leaves none of them long without work.
 _FILES_AT_ONCE = 4
-# Of an array whose memory begins at a multiple of this, TensorFlow makes no copy.
-_ALIGNMENT = 64
 
 
 def decodes_together() -> bool:
@@ -94,29 +94,24 @@ def decode_parts(fetch: Callable[[tf.Tensor], tf.Tensor], indices: tf.Tensor, pa
     Raises:
         tf.errors.InvalidArgumentError: The bytes are no picture, or cut short.
     """
-    num_pictures = indices.shape[0]
-
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded = fetch(index)
-        no_jpeg = tf.zeros([3], tf.int32)
-        return encoded, tf.cond(is_jpeg(encoded), lambda: tf.image.extract_jpeg_shape(encoded), lambda: no_jpeg)
-
-    signature = tf.TensorSpec([], tf.string), tf.TensorSpec([3], tf.int32)
-    encoded, shapes = tf.map_fn(read, indices, fn_output_signature=signature, parallel_iterations=num_threads())
-    together = functools.partial(_decoded_together, size=size)
+    encoded, shapes = tf.map_fn(
+        lambda index: _with_shape(fetch(index)), indices, parallel_iterations=num_threads(),
+        fn_output_signature=(tf.TensorSpec([], tf.string), tf.TensorSpec([3], tf.int32)),
+    )  # fmt: skip
     windows = _windows_of_jpegs(shapes, parts, size)
+    together = functools.partial(_decoded_together, size=size)
     pixels, is_done = tf.numpy_function(together, [encoded, windows], [tf.float32, tf.bool], stateful=False)
-    pixels, is_done = tf.ensure_shape(pixels, [num_pictures, size, size, 3]), tf.ensure_shape(is_done, [num_pictures])
+    pixels = tf.ensure_shape(pixels, [indices.shape[0], size, size, 3])
+    is_done = tf.ensure_shape(is_done, indices.shape)
 
     def one(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
         there, made, picture, part = row
         return tf.cond(there, lambda: made, lambda: decode_part(picture, part, size))
 
     def others_by_tensorflow() -> tf.Tensor:
-        return tf.map_fn(
-            one, (is_done, pixels, encoded, parts), fn_output_signature=tf.TensorSpec([size, size, 3], tf.float32),
-            parallel_iterations=num_threads(),
-        )  # fmt: skip
+        result = tf.TensorSpec([size, size, 3], tf.float32)
+        rows = is_done, pixels, encoded, parts
+        return tf.map_fn(one, rows, fn_output_signature=result, parallel_iterations=num_threads())
 
     return tf.cond(tf.reduce_all(is_done), lambda: pixels, others_by_tensorflow)
 
@@ -171,6 +166,12 @@ def _jpeg_window(shape: tf.Tensor, part: tf.Tensor, size: int) -> tuple[tf.Tenso
     return tf.concat([window[..., :2] // by, tf.maximum(window[..., 2:] // by, 1)], axis=-1), reduction
 
 
+def _with_shape(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The file, and (3,) int32 height, width and channels; zeros where it is no JPEG."""
+    no_jpeg = tf.zeros([3], tf.int32)
+    return encoded, tf.cond(is_jpeg(encoded), lambda: tf.image.extract_jpeg_shape(encoded), lambda: no_jpeg)
+
+
 def _windows_of_jpegs(shapes: tf.Tensor, parts: tf.Tensor, size: int) -> tf.Tensor:
     """(B, 6) int32 for `_jpeg.decode_parts`; zeros for what has no shape, or needs antialiasing, which that lacks."""
     window, reduction = _jpeg_window(shapes, parts, size)
@@ -197,7 +198,9 @@ def _is_antialiased(sides: tf.Tensor, size: int) -> tf.Tensor:
 
 def _decoded_together(encoded: np.ndarray, windows: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(B, size, size, 3) float32 parts and (B,) bool, whether each is there."""
-    files, pixels = encoded.tolist(), _aligned(len(encoded), size)
+    files, shape = encoded.tolist(), (len(encoded), size, size, 3)
+    # Aligned, so that TensorFlow takes it without a copy.
+    pixels = aligned(4 * math.prod(shape)).view(np.float32).reshape(shape)
     starts = range(0, len(files), _FILES_AT_ONCE)
 
     def decoded(start: int) -> bytes:
@@ -211,12 +214,3 @@ def _decoded_together(encoded: np.ndarray, windows: np.ndarray, *, size: int) ->
 @functools.cache
 def _threads(number: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(number, "tfbig-jpeg")
-
-
-def _aligned(count: int, size: int) -> np.ndarray:
-    """(count, size, size, 3) float32, not filled, that TensorFlow takes without a copy."""
-    shape = (count, size, size, 3)
-    num_bytes = 4 * int(np.prod(shape))
-    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    skipped = -memory.ctypes.data % _ALIGNMENT
-    return memory[skipped : skipped + num_bytes].view(np.float32).reshape(shape)
