@@ -104,12 +104,12 @@ static void mirror(Place *columns, int size) {
     }
 }
 
+/* Whether the window lies inside of the picture; libjpeg's own checks of that overflow in its older versions. */
 static int begins(Work *work, const unsigned char *encoded, size_t length, const Window *window) {
     struct jpeg_decompress_struct *decoder = &work->decoder;
     jpeg_mem_src(decoder, encoded, (unsigned long)length);
     jpeg_read_header(decoder, TRUE);
-    if (decoder->num_components != 1 && decoder->num_components != COLOURS) return 0;
-    decoder->out_color_space = JCS_RGB;
+    decoder->out_color_space = JCS_RGB; /* of grey and colour; libjpeg ends where there are more components */
     decoder->dct_method = JDCT_ISLOW;
     decoder->scale_num = 1;
     decoder->scale_denom = (unsigned int)window->by;
