@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tfbig import __version__, resources
 from tfbig.errors import Interrupted, TfbigError
-from tfbig.pipelines._interrupts import Interrupts
+from tfbig.pipelines._interrupts import Interruption, Interrupts
 from tfbig.startup import import_tensorflow, open_streams, roomy
 
 _EXAMPLES = """examples:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _ended(options, interrupts)
         except KeyboardInterrupt as stop:
             interrupts.ignore()
-            return 128 + getattr(stop, "number", signal.SIGINT)
+            return 128 + (stop.args[0] if isinstance(stop, Interruption) else signal.SIGINT)
 
 
 def _ended(options: argparse.Namespace, interrupts: Interrupts) -> int:

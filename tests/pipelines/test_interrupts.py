@@ -45,6 +45,11 @@ class Swallowing:
 class Quiet:
     pass
 
+class Slow(Interrupted):
+    def __str__(self):
+        ask()
+        return "Stopped."
+
 def work(task, config, team):
 {work}
 
@@ -104,11 +109,19 @@ def test_a_signal_ends_a_command_also_where_its_exception_is_dropped(
 
 _ENDS = {
     "stopped": ("raise Interrupted('Stopped.')", 75, "Stopped.\n"),
+    "stopped, a signal while it is told": ("raise Slow()", 75, "Stopped.\n"),
     "no data": ("raise DataError('There is none.')", 3, "error: There is none.\n"),
     "a bug": ("raise IndexError('bug')", 1,
               "unexpected error: IndexError: bug. --debug shows where it came from.\n"),
     "interrupted": ("ask()", 75, _INTERRUPTED),
+    "interrupted, a signal while it is told": (
+        "write = sys.stderr.write; sys.stderr.write = lambda text: (ask(), write(text)); ask()", 75, _INTERRUPTED,
+    ),
     "done": ("return {'epsilon': None}, 0", 0, ""),
+    "done, a signal while it is told": (
+        "dumps, _main.json.dumps = _main.json.dumps, lambda *words, **options: (ask(), dumps(*words, **options))[1]; "
+        "return {'epsilon': None}, 0", 0, "",
+    ),
 }  # fmt: skip
 
 
@@ -117,9 +130,9 @@ _ENDS = {
 def test_no_signal_changes_an_end_that_is_decided(end: str, number: int, project_root: Path) -> None:
     """One comes while the frames of the work are freed, or where nothing was raised among the last that Python does."""
     statement, exit_code, expected = _ENDS[end]
-    held = "held = Noisy()" if end != "done" else "_main.held = Noisy()"
+    held = "_main.last = Noisy()" if exit_code == 0 else "held = Noisy()"
     code, out, err, _ = _ended([held, statement], number, project_root)
-    assert (code, out, err) == (exit_code, '{"epsilon": null}\n' if end == "done" else "", expected)
+    assert (code, out, err) == (exit_code, '{"epsilon": null}\n' if exit_code == 0 else "", expected)
 
 
 def test_a_signal_in_a_destructor_while_a_stop_unwinds_changes_no_exit_code(project_root: Path) -> None:
@@ -159,15 +172,18 @@ def test_a_command_in_a_process_that_goes_on_leaves_the_handlers_as_they_were(
 def test_a_request_that_is_still_to_be_repeated_ends_with_the_block() -> None:
     """It would end the process that goes on."""
     received: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    numbers = (signal.SIGUSR1, signal.SIGALRM)
+    before = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
     try:
         with Interrupts(until_exit=False) as interrupts:
             interrupts.repeat(signal.SIGUSR1)
             time.sleep(0.1)
             interrupts.repeat(signal.SIGUSR1)
+        interrupts.repeat(signal.SIGUSR1)
         time.sleep(0.1)
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
     assert received == [signal.SIGUSR1]
 
 

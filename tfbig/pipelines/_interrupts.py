@@ -8,10 +8,8 @@ Used by _main.py and by `python -m tfbig`; while a run trains, training/callback
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
 from types import FrameType, TracebackType
 
 # Until a request that was dropped is made again: longer than most destructors take.
@@ -21,17 +19,19 @@ _AGAIN_S = 0.01
 class Interruption(KeyboardInterrupt):
     """Raised where a signal comes. One that is freed before it has ended the command was dropped on its way.
 
+    Made in one call of C, which another signal cannot leave half done.
+
     Args:
         number: The signal's.
         interrupts: What raised it.
     """
 
-    def __init__(self, number: int, interrupts: Interrupts) -> None:
-        super().__init__()
-        self.number, self._interrupts = number, interrupts
+    def __str__(self) -> str:
+        return ""
 
     def __del__(self) -> None:
-        self._interrupts.repeat(self.number)
+        number, interrupts = self.args
+        interrupts.repeat(number)
 
 
 class Interrupts:
@@ -44,11 +44,13 @@ class Interrupts:
 
     def __init__(self, *, until_exit: bool) -> None:
         self._until_exit, self._is_decided = until_exit, False
+        self._dropped: int = signal.SIGINT
 
     def __enter__(self) -> Interrupts:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._tell_unraisable
         numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._raise) for number in numbers}
+        self._before = {signal.SIGALRM: signal.signal(signal.SIGALRM, self._raise_dropped)}
+        self._before |= {number: signal.signal(number, self._raise) for number in numbers}
         return self
 
     def __exit__(
@@ -64,6 +66,7 @@ class Interrupts:
         """How the command ends is decided: from here on no signal changes anything."""
         # First, for the calls below still run the handler of a signal that has just come.
         self._is_decided = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number in self._before:
             # And not a handler of ours, which Python takes away before it has freed everything.
             signal.signal(number, signal.SIG_IGN)
@@ -71,20 +74,28 @@ class Interrupts:
     def repeat(self, number: int) -> None:
         """Makes a request again, a little later: the code that has dropped it may still be running.
 
+        By a timer of the system, for a thread or a lock that is made here could be left half made by another signal.
+
         Args:
             number: The signal's.
         """
         if not self._is_decided:
-            timer = threading.Timer(_AGAIN_S, self._send, (number,))
-            timer.daemon = True
-            timer.start()
+            self._dropped = number
+            # Until it is heard: a wait that begins just after a signal is not ended by that one.
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
 
-    def _send(self, number: int) -> None:
-        if not self._is_decided:
-            os.kill(os.getpid(), number)
+    def _raise_dropped(self, alarm: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # While a run trains, not our own.
+        handler = signal.getsignal(self._dropped)
+        if callable(handler):
+            handler(self._dropped, frame)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_decided:
+        if frame is not None and frame.f_code is Interrupts._tell_unraisable.__code__:
+            # Out of there nothing can be raised either.
+            self.repeat(number)
+        elif not self._is_decided:
             raise Interruption(number, self)
 
     def _tell_unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
