@@ -92,7 +92,9 @@ class Interrupts:
             handler(self._dropped, frame)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code is Interrupts._tell_unraisable.__code__:
+        while frame is not None and frame.f_code is not Interrupts._tell_unraisable.__code__:
+            frame = frame.f_back
+        if frame is not None:
             # Out of there nothing can be raised either.
             self.repeat(number)
         elif not self._is_decided:
