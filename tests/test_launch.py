@@ -86,3 +86,19 @@ def test_a_signal_reaches_also_who_is_started_after_it(tmp_path: Path) -> None:
     # Default action: a child may have set no handler yet.
     code = launch.run(Asked(Member(name, [sys.executable, "-c", _CHILD, name], {}) for name in names))
     assert code in (75, 128 + signal.SIGTERM) and time.monotonic() - began < 10
+
+
+def test_a_signal_changes_nothing_while_the_last_line_is_printed(project_root: Path) -> None:
+    code = """
+import os, signal, sys
+from tfbig import launch
+
+def asking(*words, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(*words, **options)
+
+launch.print = asking
+sys.exit(launch.run([launch.Member("a", [sys.executable, "-c", "print('the result')"], {})]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "the result\n")

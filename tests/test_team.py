@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,10 +52,23 @@ def _end(chief: Team, *others: Team) -> None:
 def _leave(team: Team, error: Exception | None) -> None:
     """Leaves, and its end of the connections closes, as at the end of its process."""
     team.leave(error)
-    for peer in team._peers.values():
+    _close(team)
+
+
+def _close(*teams: Team) -> None:
+    for peer in [peer for team in teams for peer in team._peers.values()]:
         with contextlib.suppress(OSError):
             peer.shutdown(socket.SHUT_RDWR)
         peer.close()
+
+
+def _sockets() -> set[str]:
+    """Those that this process has open."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(path))
+    return {name for name in found if name.startswith("socket:")}
 
 
 def _together(calls: list[Callable[[], object]]) -> list[object]:
@@ -118,7 +133,11 @@ def test_who_does_not_come_is_named_to_all_that_did(present: list[int]) -> None:
     addresses = _addresses(3)
     calls = [lambda i=i: meet(Cluster(addresses, i), SETTINGS, timeout_s=1.5) for i in present]
     [missing] = {0, 1, 2} - set(present)
-    for found in _together(calls):
+    before = _sockets()
+    ends = _together(calls)
+    # What the errors hold is still there.
+    assert _sockets() <= before
+    for found in ends:
         assert isinstance(found, WorkerLost) and found.exit_code == 75
         assert f"worker {missing} ({addresses[missing]}" in str(found) and "did not come" in str(found)
 
@@ -128,7 +147,10 @@ def test_other_settings_are_named_to_both() -> None:
     other = {**SETTINGS, "train.epochs": 4}
     calls = [lambda: meet(Cluster(addresses, 0), SETTINGS, timeout_s=20),
              lambda: meet(Cluster(addresses, 1), other, timeout_s=20)]  # fmt: skip
-    for found in _together(calls):
+    before = _sockets()
+    ends = _together(calls)
+    assert _sockets() <= before
+    for found in ends:
         assert isinstance(found, UsageError) and "train.epochs (4 there, 3 on the chief)" in str(found)
 
 
@@ -202,8 +224,9 @@ def test_a_worker_that_fails_gives_the_others_its_reason_and_exit_code(fast: Non
         chief.decide({})
     with pytest.raises(WorkerLost):
         second.decide({})
-    chief.leave(WorkerLost(""))
-    second.leave(WorkerLost(""))
+    _leave(chief, WorkerLost(""))
+    _leave(second, WorkerLost(""))
+    _close(first)
 
 
 def test_a_closed_connection_is_a_loss_and_the_waiting_is_ended(fast: None) -> None:
@@ -216,8 +239,8 @@ def test_a_closed_connection_is_a_loss_and_the_waiting_is_ended(fast: None) -> N
     lost = other.loss()
     assert lost is not None and lost.exit_code == 75
     assert str(lost).startswith("Worker 0 (localhost:") and "start all workers again" in str(lost)
-    chief.leave(None)
-    other.leave(lost)
+    _leave(chief, None)
+    _leave(other, lost)
 
 
 def test_a_worker_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +251,7 @@ def test_a_worker_that_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     time.sleep(1.0)
     lost = chief.loss()
     assert lost is not None and "worker 1 (b:2) has not been heard of" in str(lost).lower()
-    chief.leave(lost)
+    _leave(chief, lost)
     theirs.close()
 
 
@@ -245,7 +268,7 @@ def test_who_is_silent_is_the_one_that_tensorflow_complains_of(monkeypatch: pyte
     with far_two.makefile() as lines:
         told = next(message for message in map(json.loads, lines) if "lost" in message)
     assert told["lost"] == str(lost)
-    chief.leave(lost)
+    _leave(chief, lost)
     far_one.close()
     far_two.close()
 
@@ -271,7 +294,8 @@ def test_a_released_worker_still_learns_how_the_chief_failed(fast: None) -> None
     with pytest.raises(WorkerLost, match="There is no picture") as caught:
         other.decide({})
     assert caught.value.exit_code == 3
-    other.leave(caught.value)
+    _leave(other, caught.value)
+    _close(chief)
 
 
 def test_who_was_released_in_time_is_not_ended_for_a_loss_of_before() -> None:
@@ -303,8 +327,9 @@ def test_nobody_waits_for_a_worker_that_ended_over_a_loss_of_its_own(fast: None)
         with pytest.raises(WorkerLost, match="Worker 0 has not been heard of"):
             waits()
     assert time.monotonic() - began < 5
-    chief.leave(lost)
-    third.leave(lost)
+    _leave(chief, lost)
+    _leave(third, lost)
+    _close(other)
 
 
 def test_nobody_waits_for_a_worker_that_is_done_already(fast: None) -> None:
@@ -314,7 +339,8 @@ def test_nobody_waits_for_a_worker_that_is_done_already(fast: None) -> None:
         chief.wait_for_all()
     with pytest.raises(WorkerLost):
         chief.decide({})
-    chief.leave(WorkerLost(""))
+    _leave(chief, WorkerLost(""))
+    _close(other)
     chief, other = _met(2)
     chief.decide({"last": 1})
     with ThreadPoolExecutor(1) as pool:
@@ -395,7 +421,7 @@ def test_an_error_of_many_causes_is_blamed_on_a_silent_worker_only_once_it_is_lo
             theirs.sendall(b"{}\n")
         error = failing.exception(10)
     assert isinstance(error, InternalError if is_heard_again else WorkerLost), error
-    chief.leave(error)
+    _leave(chief, error)
     theirs.close()
 
 
@@ -407,4 +433,4 @@ def test_messages_are_lines_of_json_and_beats_carry_none() -> None:
         found = [json.loads(next(lines)) for _ in range(2)]
     assert {} in found and {"decision": {"save": True}} in found
     theirs.close()
-    chief.leave(WorkerLost(""))
+    _leave(chief, WorkerLost(""))

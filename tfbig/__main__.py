@@ -9,6 +9,7 @@ import argparse
 import ast
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tfbig import __version__, resources
 from tfbig.errors import Interrupted, TfbigError
+from tfbig.pipelines._interrupts import Interruption, Interrupts
 from tfbig.startup import import_tensorflow, open_streams, roomy
 
 _EXAMPLES = """examples:
@@ -57,37 +59,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What follows `python -m tfbig`; by default the process's own.
+        arguments: What follows `python -m tfbig`; by default the process's own, and then it ends with the command.
 
     Returns:
-        The exit code: 0, or that of the error (see tfbig.errors); 1 for one that nobody expected.
+        The exit code: 0, or that of the error (see tfbig.errors); 1 for one that nobody expected, 128 and its number
+        for a signal.
     """
     open_streams()
     options = _parser().parse_args(arguments)
     shown = "%(name)s: %(message)s" if options.debug else "%(message)s"
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format=shown)
+    with Interrupts(until_exit=arguments is None) as interrupts:
+        try:
+            return _ended(options, interrupts)
+        except KeyboardInterrupt as stop:
+            interrupts.ignore()
+            return 128 + (stop.args[0] if isinstance(stop, Interruption) else signal.SIGINT)
+
+
+def _ended(options: argparse.Namespace, interrupts: Interrupts) -> int:
+    """The exit code of a command that has ended, how it did being said; only a signal's exception leaves it."""
     try:
         exit_code = int(options.command(options) or 0)
         sys.stdout.flush()
-    except TfbigError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+        return exit_code
     except BrokenPipeError:
-        exit_code = 0
         # The reader (head, less) has seen enough; keep Python from failing on the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         # From any library, or a bug: a sentence, as the jobs give.
+        interrupts.ignore()
         if options.debug:
             traceback.print_exc()
+        if isinstance(error, TfbigError):
+            print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+            return error.exit_code
         reason = f"{type(error).__name__}: {error}"
         print(f"unexpected error: {reason}. --debug shows where it came from.", file=sys.stderr)
         return 1
-    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -97,8 +97,8 @@ def run(members: Sequence[Member]) -> int:
                 process.kill()
         for reader in readers:
             reader.join()
-    if members[0].name in last_lines:
-        print(last_lines[members[0].name].rstrip(), flush=True)
+        if members[0].name in last_lines:
+            print(last_lines[members[0].name].rstrip(), flush=True)
     code = processes[0].returncode
     return code if code >= 0 else 128 - code
 

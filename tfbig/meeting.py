@@ -88,13 +88,17 @@ def _gathered(
         if type(index) is not int or index not in wanted:
             peer.close()
             continue
-        # A worker that was started twice within the wait is the later one.
+        if index in peers:
+            # A worker that was started twice within the wait is the later one.
+            peers[index].close()
         peers[index] = peer
         refusal = _differing(cluster, index, ours, greeting)
     answer = {"go": True} if refusal is None else {"refused": str(refusal), "exit_code": refusal.exit_code}
     for peer in peers.values():
         with contextlib.suppress(OSError):
             peer.sendall(json.dumps(answer).encode() + b"\n")
+        if refusal is not None:
+            peer.close()
     if refusal is not None:
         raise refusal
     return peers
@@ -126,21 +130,24 @@ def _joined(cluster: Cluster, ours: Mapping[str, dict], deadline: float, timeout
     host, _, port = cluster.addresses[0].rpartition(":")
     greeting = json.dumps({"worker": cluster.index, **ours}).encode() + b"\n"
     while time.monotonic() < deadline:
-        try:
-            peer = socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_S * 5)
-            peer.sendall(greeting)
-            answer = _read_line(peer, deadline + _LONGER_THAN_CHIEF_S)
-        except (OSError, ValueError):
-            # Not there yet, or TensorFlow's server of an earlier run.
-            time.sleep(_RETRY_S)
-            continue
-        if "refused" in answer:
-            code = int(str(answer["exit_code"]))
-            refusal = str(answer["refused"])
-            kind = of_exit_code(code)
-            raise WorkerLost(refusal, code) if kind is TfbigError else kind(refusal)
-        if "go" in answer:
-            return peer
+        with contextlib.ExitStack() as held:
+            try:
+                address = (host.strip("[]"), int(port))
+                peer = held.enter_context(socket.create_connection(address, timeout=_RETRY_S * 5))
+                peer.sendall(greeting)
+                answer = _read_line(peer, deadline + _LONGER_THAN_CHIEF_S)
+            except (OSError, ValueError):
+                # Not there yet, or TensorFlow's server of an earlier run.
+                time.sleep(_RETRY_S)
+                continue
+            if "refused" in answer:
+                code = int(str(answer["exit_code"]))
+                refusal = str(answer["refused"])
+                kind = of_exit_code(code)
+                raise WorkerLost(refusal, code) if kind is TfbigError else kind(refusal)
+            if "go" in answer:
+                held.pop_all()
+                return peer
     raise _missing(cluster, [0], timeout_s)
 
 

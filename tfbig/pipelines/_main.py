@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 from tfbig.config import RunConfig, TuneConfig, flatten
 from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, shortage
@@ -23,6 +20,7 @@ from tfbig.paths import expanded
 from tfbig.pipelines._choice import settled
 from tfbig.pipelines._command_line import parse, print_help, to_yaml
 from tfbig.pipelines._dry_run import dry_run
+from tfbig.pipelines._interrupts import Interrupts
 from tfbig.pipelines._search import search, work
 from tfbig.pipelines._search_space import check_search
 from tfbig.pipelines._search_workers import end_with_launcher, worker_number
@@ -48,7 +46,8 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
 
     Args:
         task: The job.
-        arguments: The command line's, by default this process's.
+        arguments: The command line's, by default this process's, which then ends with the command: signals that come
+            later change nothing.
 
     Returns:
         The exit code: 0 done, otherwise that of the TfbigError, 75 when interrupted.
@@ -58,33 +57,33 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
     if "--help" in words or "-h" in words or "--help_all" in words:
         print_help(task, everything="--help_all" in words)
         return 0
-    debug = "--debug" in words
+    with Interrupts(until_exit=arguments is None) as interrupts:
+        debug = "--debug" in words
+        try:
+            return _ended(task, [word for word in words if word != "--debug"], interrupts, debug=debug)
+        except KeyboardInterrupt:
+            interrupts.ignore()
+            return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), debug)
+
+
+def _ended(task: Task, words: Sequence[str], interrupts: Interrupts, *, debug: bool) -> int:
+    """The exit code of a command that has ended, how it did being said; only a signal's exception leaves it."""
     print_config = "--print_config" in words
-    words = [word for word in words if word not in ("--debug", "--print_config")]
     try:
-        config = parse(task, words)
+        config = parse(task, [word for word in words if word != "--print_config"])
         check_conflicts(config)
         check_search(task, config)
         if print_config:
             print(to_yaml(task, config), end="")
             return 0
         result, exit_code = run(task, config)
+        interrupts.ignore()
         _print_last(result)
         return exit_code
-    except TfbigError as error:
-        return _report(error, error.exit_code, debug)
-    except KeyboardInterrupt:
-        return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), 75, debug)
     except Exception as error:
-        # From any library, and a bug may be anywhere.
-        short_of = shortage(error)
-        if short_of == "disk":
-            full = EnvironmentFault("The disk is full; make room, and give the same command again to go on.")
-            return _report(full, full.exit_code, debug)
-        if short_of == "memory":
-            small = EnvironmentFault("The memory is too small; lower --data.batch_size, --data.image_size or the head.")
-            return _report(small, small.exit_code, debug)
-        return _report(error, 1, debug)
+        # From any library, and a bug may be anywhere. What its frames hold is freed only after the report.
+        interrupts.ignore()
+        return _report(_told(error), debug)
 
 
 def run(task: Task, config: RunConfig) -> Outcome:
@@ -99,9 +98,6 @@ def run(task: Task, config: RunConfig) -> Outcome:
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("tfbig").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _interrupt)
-    # Once all is said, a second signal must not take the place of the exit code.
-    atexit.register(_ignore_signals)
     # Before TensorFlow is loaded, so that a mistake in TF_CONFIG or a missing worker is said without it.
     workers = workers_of(config)
     if workers is not None and config.tune.is_search:
@@ -274,16 +270,18 @@ def _print_last(result: dict[str, object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _ignore_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _told(error: Exception) -> Exception:
+    """What to say of an error: a shortage of the machine's in place of how a library puts it."""
+    short_of = None if isinstance(error, TfbigError) else shortage(error)
+    if short_of == "disk":
+        return EnvironmentFault("The disk is full; make room, and give the same command again to go on.")
+    if short_of == "memory":
+        return EnvironmentFault("The memory is too small; lower --data.batch_size, --data.image_size or the head.")
+    return error
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _report(error: Exception, exit_code: int, debug: bool) -> int:
+def _report(error: Exception, debug: bool) -> int:
+    """Says what ended the command; gives its exit code."""
     if debug:
         traceback.print_exc()
     if isinstance(error, Interrupted):
@@ -292,4 +290,4 @@ def _report(error: Exception, exit_code: int, debug: bool) -> int:
         print(f"error: {error}", file=sys.stderr)
     else:
         print(f"unexpected error: {type(error).__name__}: {error}. --debug shows where it came from.", file=sys.stderr)
-    return exit_code
+    return error.exit_code if isinstance(error, TfbigError) else 1

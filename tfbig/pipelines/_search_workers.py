@@ -90,13 +90,14 @@ def launch_search(job: str, words: Sequence[str], num_workers: int) -> str:
             "--config digits_search, and no --dry_run."
         )
     devices = devices_of_workers(num_workers)
-    with held(task, config) as (run_directory, finished):
+    # Up to the end of what is written about it: a signal then changes nothing any more.
+    with signals_noted() as asked, held(task, config) as (run_directory, finished):
         if finished is not None:
             return json.dumps(finished[0])
         command = [sys.executable, "-m", module, *words, *options, f"--run_dir={run_directory.path}"]
         workers = [_Worker(number, command, devices[number]) for number in range(num_workers)]
         with begun(task, config, run_directory):
-            return _supervised(workers, run_directory, starts_anew=config.resume == "never")
+            return _supervised(workers, run_directory, asked, starts_anew=config.resume == "never")
 
 
 def _task(module: str) -> Task:
@@ -164,28 +165,29 @@ class _Worker:
             self.last_line = line.rstrip("\n") or self.last_line
 
 
-def _supervised(workers: Sequence[_Worker], run: RunDirectory, *, starts_anew: bool) -> str:
+def _supervised(
+    workers: Sequence[_Worker], run: RunDirectory, asked: Sequence[signal.Signals], *, starts_anew: bool
+) -> str:
     """Starts the workers and waits for all of them; see `launch_search`."""
     journal = run.path / "trials" / JOURNAL
-    with signals_noted() as asked:
-        try:
-            if starts_anew:
-                # By itself until the old search has made room for the new one, in which the others then take part.
-                old = run.read_json("status.json")
-                workers[0].start(starts_anew=True)
-                _wait(workers[:1], journal, asked, until=lambda: run.read_json("status.json") not in ({}, old))
-            for worker in workers[starts_anew:]:
-                worker.start()
-            _wait(workers, journal, asked)
-        except Interrupted as error:
-            if _stop(workers, asked):
-                raise Interrupted(
-                    "Stopped; a worker did not end by itself and was killed, so what it did since its last checkpoint "
-                    "is lost. The same command goes on from there."
-                ) from error
-            raise
-        finally:
-            _stop(workers, asked)
+    try:
+        if starts_anew:
+            # By itself until the old search has made room for the new one, in which the others then take part.
+            old = run.read_json("status.json")
+            workers[0].start(starts_anew=True)
+            _wait(workers[:1], journal, asked, until=lambda: run.read_json("status.json") not in ({}, old))
+        for worker in workers[starts_anew:]:
+            worker.start()
+        _wait(workers, journal, asked)
+    except Interrupted as error:
+        if _stop(workers, asked):
+            raise Interrupted(
+                "Stopped; a worker did not end by itself and was killed, so what it did since its last checkpoint "
+                "is lost. The same command goes on from there."
+            ) from error
+        raise
+    finally:
+        _stop(workers, asked)
     return workers[0].last_line
 
 

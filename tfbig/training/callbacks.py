@@ -249,26 +249,34 @@ class KeepBest(keras.callbacks.Callback):
 
 
 class Signals:
-    """Turns the first SIGINT or SIGTERM into a flag; a second SIGINT acts at once."""
+    """Turns the first SIGINT or SIGTERM into a flag; a second one acts at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catches signals inside the block."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Catches signals inside the block. One that the block has come too far to obey acts after it."""
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
+        if self.received is not None:
+            signal.raise_signal(self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        log.warning("%s: stopping after this step", self.received.name)
+        if self.received is None:
+            self.received = signal.Signals(number)
+            log.warning("%s: stopping after this step", self.received.name)
+            return
+        handler = self._before.get(number)
+        if callable(handler):
+            # The command's own, whose exception comes again where it is dropped.
+            handler(number, frame)
+        raise KeyboardInterrupt
 
 
 class Saver(keras.callbacks.Callback):
