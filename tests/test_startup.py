@@ -19,7 +19,7 @@ assert not hasattr(typing, "compile") and eval(typing.ForwardRef("int | None")._
 import tfbig.training.fit
 print([name for name in (
     "sklearn", "matplotlib", "scipy", "dp_accounting", "h5py", "psutil", "requests", "tensorflow.lite.python.lite",
-    "tensorflow.python.keras.engine.training_v1",
+    "tensorflow.python.keras.engine.training_v1", "tensorflow._api.v2.compat.v1", "tensorflow._api.v2.compat.v2",
 ) if name in sys.modules])
 assert not [name for name, module in sys.modules.items() if isinstance(module, StandIn)]
 import keras
@@ -30,6 +30,10 @@ for path in (sys.argv[1] + "/a.h5", sys.argv[1] + "/a.keras"):
     network.save(path)
     assert keras.saving.load_model(path).count_params() == 3
 assert tf.lite.Interpreter and tf.compat.v1.lite.Interpreter and tf.compat.v2.lite.Interpreter
+assert tf.compat.v1.Session and tf.compat.v2.Variable is tf.Variable and "placeholder" in dir(tf.compat.v1)
+import tensorflow.compat.v1 as tf1
+from tensorflow.compat.v2 import zeros
+assert tf1.Session is tf.compat.v1.Session and zeros is tf.zeros
 from tensorflow.python.keras.engine import training, training_v1
 assert issubclass(training_v1.Model, training.Model)
 import h5py, tensorflow.lite

@@ -40,9 +40,10 @@ _AT_FIRST_USE = (
     "requests",
     # TensorFlow 1's part of TensorFlow's own Keras, and SciPy with it.
     "tensorflow.python.keras.engine.training_v1",
+    # Names of TensorFlow's for other programs: 320 modules.
     "tensorflow._api.v2.lite",
-    "tensorflow._api.v2.compat.v1.lite",
-    "tensorflow._api.v2.compat.v2.lite",
+    "tensorflow._api.v2.compat.v1",
+    "tensorflow._api.v2.compat.v2",
     "keras.visualization",
     "keras.wrappers",
     "keras.src.visualization",
