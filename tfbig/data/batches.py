@@ -115,10 +115,7 @@ def batches(
         seeds = [plan.augmentation_seed(int(epoch), step) for step in several]
         drawn = [_drawn(augment, seed, i[part]) for seed, (i, _) in zip(seeds, steps, strict=True)]
         columns = [i[part] for i, _ in steps], [w[part] for _, w in steps], seeds, drawn
-        if not by_example:
-            return tuple(map(np.stack, columns))
-        of_each = [np.repeat(seed[None], len(i), axis=0) for seed, i in zip(seeds, columns[0], strict=True)]
-        return tuple(map(np.concatenate, (*columns[:2], of_each, drawn)))
+        return tuple(map(np.stack, columns))
 
     def fetch(index: tf.Tensor, drawn: tf.Tensor) -> Features:
         return augment.fetch(split, index, drawn) if isinstance(augment, Parts) else split.fetch(index)
@@ -129,17 +126,13 @@ def batches(
     block = _STEPS_AT_ONCE if length else 1
     if length is not None and fetched_share is not None:
         length = length // fetched_share.num_replicas * fetched_share.num_local
-    gather = None if isinstance(augment, Parts) else split.gather
-    # Where examples are fetched, and as many for each step, Python says of each example what it is.
-    by_example = length is not None and gather is None
-    shape = [] if by_example else [length]
     signature = (
-        tf.TensorSpec([None, *shape], tf.int64),
-        tf.TensorSpec([None, *shape], tf.float32),
+        tf.TensorSpec([None, length], tf.int64),
+        tf.TensorSpec([None, length], tf.float32),
         tf.TensorSpec([None, 2], tf.int32),
-        tf.TensorSpec([None, *shape, 5 if isinstance(augment, Parts) else 1], tf.float32),
+        tf.TensorSpec([None, length, 5 if isinstance(augment, Parts) else 1], tf.float32),
     )
-    asked = _asked(planned, position, signature, num_steps=plan.steps_per_epoch, at_once=block).unbatch()
+    steps = _asked(planned, position, signature, num_steps=plan.steps_per_epoch, at_once=block).unbatch()
     with tf.device("CPU"):
         # Eager: handed to the graph by reference, not copied into it.
         labels = tf.constant(split.labels)
@@ -152,10 +145,10 @@ def batches(
     # finish one while the next is fetched.
     at_once, ahead = (tf.data.AUTOTUNE, 2) if length else (2, 1)
     parallel = {"num_parallel_calls": at_once, "deterministic": True}
-    if gather is not None:
-        whole = asked.map(lambda i, w, s, _: finish(gather(i), i, w, s), **parallel)
+    if split.gather is not None and not isinstance(augment, Parts):
+        whole = steps.map(lambda i, w, s, _: finish(split.gather(i), i, w, s), **parallel)
     else:
-        fetched = _fetched_and_grouped(fetch, asked) if length is None else _fetched(fetch, asked, length)
+        fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
         whole = fetched.map(lambda x, i, w, s: finish(x, i, w, s[0]), **parallel)
     num_steps = plan.steps_per_epoch - position()[1]
     if share is not None:
@@ -172,7 +165,7 @@ def _asked(
     num_steps: int,
     at_once: int,
 ) -> tf.data.Dataset:
-    """What Python says of an epoch from `position` on: (epoch, first step) -> `at_once` steps, or fewer.
+    """What Python says of an epoch's steps from `position` on: (epoch, first step) -> `at_once` steps, or fewer.
 
     Not `Dataset.from_generator`: it has glibc give freed memory back to the kernel from then on, against `heap.py`.
     """
@@ -181,12 +174,13 @@ def _asked(
         columns = tf.numpy_function(planned, [epoch, first], [spec.dtype for spec in signature])
         return tuple(tf.ensure_shape(column, spec.shape) for column, spec in zip(columns, signature, strict=True))
 
-    def epoch_from(_: tf.Tensor) -> tf.data.Dataset:
-        epoch, first = tf.numpy_function(lambda: tuple(map(np.int64, position())), [], [tf.int64, tf.int64])
-        first = tf.ensure_shape(first, [])
+    def epoch_from(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
         return tf.data.Dataset.range(first, num_steps, at_once).map(lambda step: block(epoch, step))
 
-    return tf.data.Dataset.from_tensors(0).flat_map(epoch_from)
+    def begin(_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(tf.numpy_function(lambda: tuple(map(np.int64, position())), [], [tf.int64, tf.int64]))
+
+    return tf.data.Dataset.from_tensors(0).map(begin).flat_map(epoch_from)
 
 
 def _threads() -> tf.data.Options:
@@ -240,8 +234,9 @@ _STEPS_AT_ONCE = 32
 _FETCHING = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
 
 
-def _fetched(fetch: _Fetch, examples: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """(index, weight, seed, part) of examples -> (x, indices, weight, the seed once an example) of steps."""
+def _fetched(fetch: _Fetch, steps: tf.data.Dataset, length: int) -> tf.data.Dataset:
+    """(indices, weight, seed, parts) of steps of one length -> (x, indices, weight, the seed once an example)."""
+    examples = steps.map(lambda i, w, s, p: (i, w, tf.repeat(s[None], length, axis=0), p)).unbatch()
     return examples.map(lambda i, w, s, p: (fetch(i, p), i, w, s), **_FETCHING).batch(length, drop_remainder=True)
 
 
