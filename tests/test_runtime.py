@@ -23,6 +23,7 @@ def test_graphs_are_rewritten_once_and_the_users_own_settings_stay() -> None:
             inside = _rewrites()
             raise KeyError("whatever ends a run")
         assert inside.meta_optimizer_iterations == rewriter_config_pb2.RewriterConfig.ONE
+        assert inside.disable_tfg_optimizer and not before.disable_tfg_optimizer
         assert inside.constant_folding == before.constant_folding == rewriter_config_pb2.RewriterConfig.OFF
         assert _rewrites() == before != inside
     finally:

@@ -59,8 +59,10 @@ def runtime(
 def _graphs_rewritten_once() -> Iterator[None]:
     """The graph optimizer goes once, not twice, over each function that this thread runs first inside the block.
 
-    The second time it finds next to nothing. Where there is no GPU it also does not look for other layouts of pictures,
-    and for what to keep on the host where the device's memory is too small.
+    The second time it finds next to nothing. Nor does it turn graphs into MLIR and back, to move operations into the
+    branches that alone need them: a training step has no branches, and input functions are not run by this thread.
+    Where there is no GPU it does not look for other layouts of pictures, and for what to keep on the host where the
+    device's memory is too small.
     """
     ours = context.context()
     before = ours.function_call_options
@@ -68,6 +70,7 @@ def _graphs_rewritten_once() -> Iterator[None]:
     config = config_pb2.ConfigProto.FromString(before.config_proto_serialized)
     rewrites = config.graph_options.rewrite_options
     rewrites.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    rewrites.disable_tfg_optimizer = True
     if not tf.config.list_physical_devices("GPU"):
         rewrites.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
         rewrites.layout_optimizer = rewriter_config_pb2.RewriterConfig.OFF

@@ -2,7 +2,9 @@
 
 - The lines that its native libraries print: TF_CPP_MIN_LOG_LEVEL does not reach them, for they are written to file
   descriptor 2 before the logging is set up.
-- scikit-learn and Matplotlib, which Keras imports for wrappers and plots: they wait until someone uses these.
+- What TensorFlow and Keras import for parts of theirs that few runs reach: it waits until someone uses it
+  (`stand_ins.py`). scikit-learn and Matplotlib are for wrappers and plots, SciPy for a Keras of TensorFlow 1's.
+- Addresses of functions in the native libraries that nobody calls.
 - Memory for Python's frames that is taken from the system and given back at each call (`roomy`).
 - The warning that functions of one name are traced often: each network has its own, and traces it once.
 - Collections of garbage while four thousand modules, which stay, are being made; and later ones of these modules.
@@ -14,25 +16,34 @@ Imports nothing heavy itself.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
-import importlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import os
 import sys
 import tempfile
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterator
+
+from tfbig.stand_ins import waiting
 
 _Function = typing.TypeVar("_Function", bound=Callable[..., object])
 
 # 512 KiB, so that CPython takes 1 MiB for a frame of so many values and leaves the other half to the frames above it.
 _SLOTS = 2**16
-# Nothing of Keras needs them, so that no import of another module asks them for a name.
+# No import of TensorFlow's or Keras's asks them for a name.
 _AT_FIRST_USE = (
+    # For Keras's and TensorFlow's files, its callbacks that report to a server, and the memory of a machine.
+    "h5py",
+    "psutil",
+    "requests",
+    # TensorFlow 1's part of TensorFlow's own Keras, and SciPy with it.
+    "tensorflow.python.keras.engine.training_v1",
+    # Names of TensorFlow's for other programs: 320 modules.
+    "tensorflow._api.v2.lite",
+    "tensorflow._api.v2.compat.v1",
+    "tensorflow._api.v2.compat.v2",
     "keras.visualization",
     "keras.wrappers",
     "keras.src.visualization",
@@ -92,7 +103,8 @@ def import_tensorflow(*, show_log: bool = False) -> None:
 
 
 def _find_devices() -> None:
-    with _deferred(_AT_FIRST_USE), _without_collections(), _names_of_types_compiled_once():
+    _bind_functions_late()
+    with waiting(_AT_FIRST_USE), _without_collections(), _names_of_types_compiled_once():
         import tensorflow as tf
 
     tf.get_logger().addFilter(lambda line: "triggered tf.function retracing" not in line.getMessage())
@@ -100,46 +112,24 @@ def _find_devices() -> None:
     tf.config.list_physical_devices()
 
 
-def deferred(name: str) -> ModuleType:
-    """A module that is run when an attribute of it is first wanted; as it is where it has been imported already.
+def _bind_functions_late() -> None:
+    """Loads TensorFlow's libraries so that the address of a function in them is looked up when it is first called.
 
-    Args:
-        name: Without a dot.
-
-    Raises:
-        ModuleNotFoundError: It is not installed.
+    Python has all 230,000 of them looked up at once. This is the library that TensorFlow opens first, and brings the
+    others; opened here it has the same place among them, so that each name means the same as without. The two modules
+    come before, as in `tensorflow.python.pywrap_tensorflow`: theirs are names of OpenSSL's, which TensorFlow has too.
     """
-    # A second import would ask the module for its __spec__, and so run it.
-    if name not in sys.modules:
-        with _deferred((name,)):
-            importlib.import_module(name)
-    return sys.modules[name]
+    found = importlib.util.find_spec("tensorflow")
+    if sys.platform != "linux" or found is None or found.origin is None or "tensorflow" in sys.modules:
+        return
+    library = os.path.join(os.path.dirname(found.origin), "python", "platform", "_pywrap_cpu_feature_guard.so")
+    if os.path.isfile(library):
+        # Whatever is missing, the import of TensorFlow tells of it.
+        with contextlib.suppress(ImportError, OSError):
+            import hashlib  # noqa: F401
+            import ssl  # noqa: F401
 
-
-@contextlib.contextmanager
-def _deferred(names: Sequence[str]) -> Iterator[None]:
-    """Modules of these names that are imported inside the block run when an attribute of theirs is first wanted."""
-    finder = _Deferring(names)
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-
-
-class _Deferring(importlib.abc.MetaPathFinder):
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = frozenset(names)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self._names:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = importlib.util.LazyLoader(spec.loader)
-        return spec
+            ctypes.CDLL(library, mode=os.RTLD_LAZY)
 
 
 @contextlib.contextmanager

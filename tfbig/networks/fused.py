@@ -156,7 +156,8 @@ def _in_one_operation(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: 
     """In the one form that TensorFlow's optimizer makes a single operation of oneDNN's: that of Keras 2."""
     num_rows = x.shape[0] * x.shape[1]
     # Not a constant, with which this would no longer be the form that is looked for.
-    ones, zeros = (tf.fill(tf.compat.v1.placeholder_with_default([num_rows], [1]), value) for value in (1.0, 0.0))
+    sizes = (tf.raw_ops.PlaceholderWithDefault(input=[num_rows], shape=[1]) for _ in range(2))
+    ones, zeros = (tf.fill(size, value) for size, value in zip(sizes, (1.0, 0.0), strict=True))
     none = tf.constant([], tf.float32)
     normed, *_ = tf.raw_ops.FusedBatchNormV3(
         x=tf.reshape(x, [1, num_rows, x.shape[2], 1]), scale=ones, offset=zeros, mean=none, variance=none,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 from tensorflow.python.eager import record
+from tensorflow.python.framework import ops
 
 _KEPT = "tfbig_kept"
 
@@ -34,7 +35,7 @@ def once(key: tuple, make: Callable[[], tf.Tensor]) -> tf.Tensor:
     """
     if tf.executing_eagerly():
         return make()
-    kept = tf.compat.v1.get_default_graph().get_collection_ref(_KEPT)
+    kept = ops.get_default_graph().get_collection_ref(_KEPT)
     if not kept:
         kept.append({})
     if key not in kept[0]:

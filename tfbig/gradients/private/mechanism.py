@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from tfbig.errors import UsageError
-from tfbig.startup import deferred
+from tfbig.stand_ins import stand_in
 
 if TYPE_CHECKING:
     import dp_accounting
 else:
     # It brings SciPy, and most runs are not private.
-    dp_accounting = deferred("dp_accounting")
+    dp_accounting = stand_in("dp_accounting")
 
 Accountant: TypeAlias = Literal["pld", "rdp"]
 Adjacency: TypeAlias = Literal["add_or_remove_one", "replace_special"]
