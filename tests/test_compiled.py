@@ -62,7 +62,15 @@ def test_pictures_are_decoded_without_it() -> None:
     script = """
 import sys
 sys.modules["tfbig.data._jpeg"] = None
+import numpy as np
+import tensorflow as tf
 from tfbig.data import image_parts
-sys.exit(image_parts.decodes_together())
+from tfbig.data.sized import sized
+from tfbig.data.splits import Split
+assert not image_parts.decodes_together()
+grey = tf.io.encode_jpeg(tf.fill([20, 30, 3], tf.constant(51, tf.uint8)))
+split = sized(Split(lambda i: grey, np.zeros(2, int), ["a", "b"]), 8)
+parts = split.fetch_parts(tf.constant([0, 1], tf.int64), tf.constant([[0.5, 0.5, 0.0, 0.0, 0.0]] * 2))
+assert parts.shape == (2, 8, 8, 3) and np.allclose(parts, 0.2)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from tfbig.errors import EnvironmentFault
+from tfbig.hardware import num_cores
 from tfbig.startup import import_tensorflow
 from tfbig.training.environment import is_compiled
 
@@ -67,18 +68,13 @@ def examine() -> None:
 def findings() -> Iterator[Finding]:
     """Everything that is looked at, quick things first."""
     yield Finding("ok", "Python", f"{platform.python_version()} in {sys.prefix}")
-    yield Finding("ok", "platform", f"{platform.platform()}, {_num_cores()} CPU cores, {_memory()}")
+    yield Finding("ok", "platform", f"{platform.platform()}, {num_cores()} CPU cores, {_memory()}")
     yield from _packages()
     yield _pkg_resources()
     yield _keras_backend()
     yield _decoder()
     yield from _folders()
     yield from _tensorflow()
-
-
-def _num_cores() -> int:
-    # A container's share, where the system tells it.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:
@@ -163,7 +159,7 @@ def _keras_backend() -> Finding:
 def _decoder() -> Finding:
     if is_compiled("tfbig.data._jpeg"):
         return Finding("ok", "parts of JPEGs", "decoded together, by libjpeg")
-    found = "decoded by TensorFlow, one at a time, since tfbig was installed without a compiler or libjpeg-turbo"
+    found = "decoded by TensorFlow, one at a time: no compiled module, or no libjpeg that it needs"
     return Finding("note", "parts of JPEGs", found, "apt install gcc libjpeg-dev and install again, for speed")
 
 

@@ -1,13 +1,20 @@
-"""What the hardware computes by itself, rather than in software. Beside `runtime`; imports TensorFlow when asked."""
+"""What the hardware has, and computes by itself, not in software. Beside `runtime`; imports TensorFlow when asked."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 _CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Of x86 and of ARM, as Linux names them."""
 _LEAST_COMPUTE_CAPABILITY = (8, 0)
+
+
+def num_cores() -> int:
+    """Of the processor, as many as this process may use."""
+    # A container's share, where the system tells it.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def computes_bfloat16() -> bool:

@@ -239,6 +239,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     file = _FILES["jpeg"]
     assert decode([file], windows, pixels, 8) == b"\1"
     for arguments in (([file] * 2, windows, pixels, 8), ([file], windows, pixels, 9), ([file], windows, pixels, 0),
+                      ([file] * 4, windows.repeat(4, 0), pixels[:0], 2**30),
                       ([], windows, pixels, 8), ([file], windows[:, :5].copy(), pixels, 8)):  # fmt: skip
         with pytest.raises(ValueError, match="expected a window"):
             decode(*arguments)

@@ -20,6 +20,10 @@ The places between pixels are those of tf.image.resize: pixel i of `size` lies a
 #include <jpeglib.h>
 
 #define COLOURS 3
+/* TensorFlow decodes no picture of so many, whatever part of it is wanted. */
+#define TOO_MANY_NUMBERS (1 << 29)
+/* The largest result: as large as a JPEG may be. */
+#define LARGEST 65500
 /* Rows begin one byte after a multiple of this: libjpeg writes aligned rows past the processor's caches, and reading
 them back takes longer than decoding them. */
 #define ALIGNMENT 64
@@ -104,7 +108,7 @@ static void mirror(Place *columns, int size) {
     }
 }
 
-/* Whether the window lies inside of the picture; libjpeg's own checks of that overflow in its older versions. */
+/* Whether the picture is one that TensorFlow decodes, and the window inside of it; libjpeg's own checks of that overflow in its older versions. */
 static int begins(Work *work, const unsigned char *encoded, size_t length, const Window *window) {
     struct jpeg_decompress_struct *decoder = &work->decoder;
     jpeg_mem_src(decoder, encoded, (unsigned long)length);
@@ -113,8 +117,10 @@ static int begins(Work *work, const unsigned char *encoded, size_t length, const
     decoder->dct_method = JDCT_ISLOW;
     decoder->scale_num = 1;
     decoder->scale_denom = (unsigned int)window->by;
-    jpeg_start_decompress(decoder);
+    jpeg_calc_output_dimensions(decoder);
     const int64_t height = decoder->output_height, width = decoder->output_width;
+    if (height * width * COLOURS >= TOO_MANY_NUMBERS) return 0;
+    jpeg_start_decompress(decoder);
     return window->top >= 0 && window->left >= 0 && window->height > 0 && window->width > 0 &&
            (int64_t)window->top + window->height <= height && (int64_t)window->left + window->width <= width;
 }
@@ -187,7 +193,7 @@ static int find_bytes(PyObject *list, Py_ssize_t count, char **contents, Py_ssiz
 static PyObject *decode_all(PyObject *list, const Py_buffer *windows, const Py_buffer *pixels, int size) {
     const Py_ssize_t count = PyList_Size(list);
     const Py_ssize_t each = (Py_ssize_t)size * size * COLOURS;
-    if (size < 1 || windows->len != count * (Py_ssize_t)sizeof(Window) ||
+    if (size < 1 || size > LARGEST || windows->len != count * (Py_ssize_t)sizeof(Window) ||
         pixels->len != count * each * (Py_ssize_t)sizeof(float)) {
         return PyErr_Format(PyExc_ValueError, "expected a window and size x size x 3 float32 for each of %zd pictures",
                             count);

@@ -6,6 +6,7 @@ Between the splits and plans below and the training loop above. Letters in shape
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data import parts
+from tfbig.data.python_calls import python_call
 from tfbig.data.sampling import Plan
 from tfbig.data.splits import Batch, Features, Split
 from tfbig.data.threads import num_threads
@@ -150,8 +152,8 @@ def batches(
     if split.gather is not None and not isinstance(augment, Parts):
         whole = steps.map(lambda i, w, s, _: finish(split.gather(i), i, w, s), **parallel)
     elif length and isinstance(augment, Parts):
-        # All threads fetch one batch, and begin another.
-        parallel["num_parallel_calls"] = 2
+        # The threads fetch a batch together, and begin another; small ones in numbers that keep them all at work.
+        parallel["num_parallel_calls"] = 1 + math.ceil(num_threads() / length)
         whole = steps.map(lambda i, w, s, p: finish(augment.fetch(split, i, p), i, w, s), **parallel)
     else:
         fetched = _fetched_and_grouped(fetch, steps) if length is None else _fetched(fetch, steps, length)
@@ -177,14 +179,15 @@ def _asked(
     """
 
     def block(epoch: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        columns = tf.numpy_function(planned, [epoch, first], [spec.dtype for spec in signature])
+        columns = python_call(planned, [epoch, first], [spec.dtype for spec in signature], stateful=True)
         return tuple(tf.ensure_shape(column, spec.shape) for column, spec in zip(columns, signature, strict=True))
 
     def epoch_from(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
         return tf.data.Dataset.range(first, num_steps, at_once).map(lambda step: block(epoch, step))
 
     def begin(_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return tuple(tf.numpy_function(lambda: tuple(map(np.int64, position())), [], [tf.int64, tf.int64]))
+        asked = python_call(lambda: tuple(map(np.int64, position())), [], [tf.int64, tf.int64], stateful=True)
+        return tuple(asked)
 
     return tf.data.Dataset.from_tensors(0).map(begin).flat_map(epoch_from)
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfbig.data.images import DCT, REDUCTIONS, decode_other, in_unit_range, is_jpeg, resize
 from tfbig.data.memory import aligned
+from tfbig.data.python_calls import python_call
 from tfbig.data.threads import num_threads
 
 try:
@@ -32,7 +33,7 @@ _BLOCK = 16
 _WIDE = 16 * _BLOCK
 # A resizing that looks at two pixels in each direction passes over one in three here, and over more beyond.
 _ANTIALIASED_FROM = 3
-# What a thread takes at a time: a share of a batch that leaves none of them long without work.
+# What a thread takes at most at a time, so that none of them is long without work.
 _FILES_AT_ONCE = 4
 
 
@@ -100,7 +101,7 @@ def decode_parts(fetch: Callable[[tf.Tensor], tf.Tensor], indices: tf.Tensor, pa
     )  # fmt: skip
     windows = _windows_of_jpegs(shapes, parts, size)
     together = functools.partial(_decoded_together, size=size)
-    pixels, is_done = tf.numpy_function(together, [encoded, windows], [tf.float32, tf.bool], stateful=False)
+    pixels, is_done = python_call(together, [encoded, windows], [tf.float32, tf.bool])
     pixels = tf.ensure_shape(pixels, [indices.shape[0], size, size, 3])
     is_done = tf.ensure_shape(is_done, indices.shape)
 
@@ -201,16 +202,17 @@ def _decoded_together(encoded: np.ndarray, windows: np.ndarray, *, size: int) ->
     files, shape = encoded.tolist(), (len(encoded), size, size, 3)
     # Aligned, so that TensorFlow takes it without a copy.
     pixels = aligned(4 * math.prod(shape)).view(np.float32).reshape(shape)
-    starts = range(0, len(files), _FILES_AT_ONCE)
+    at_once = max(1, min(_FILES_AT_ONCE, len(files) // num_threads()))
+    starts = range(0, len(files), at_once)
 
     def decoded(start: int) -> bytes:
-        some = slice(start, start + _FILES_AT_ONCE)
+        some = slice(start, start + at_once)
         return _jpeg.decode_parts(files[some], windows[some], pixels[some], size)
 
-    done = _threads(num_threads()).map(decoded, starts) if num_threads() > 1 else map(decoded, starts)
+    done = _decoders(num_threads()).map(decoded, starts) if num_threads() > 1 else map(decoded, starts)
     return pixels, np.frombuffer(b"".join(done), bool)
 
 
 @functools.cache
-def _threads(number: int) -> concurrent.futures.ThreadPoolExecutor:
+def _decoders(number: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(number, "tfbig-jpeg")

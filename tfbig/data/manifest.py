@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from tfbig.data.contents import DIGEST, Contents, digest, hexadecimal
 from tfbig.data.file_names import blocks, name_order
 from tfbig.data.known_files import KnownFiles
 from tfbig.data.splits import Split
+from tfbig.hardware import num_cores
 
 _logger = logging.getLogger(__name__)
 _NAMED = 20
@@ -84,7 +84,7 @@ def _read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]
         return digest(content), _fault(content)
 
     chunks = [indices[i : i + _CHUNK].tolist() for i in range(0, len(indices), _CHUNK)]
-    with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 2) as pool:
+    with ThreadPoolExecutor(max_workers=num_cores() + 2) as pool:
         rows = [row for rows in pool.map(lambda chunk: [examine(i) for i in chunk], chunks) for row in rows]
     faults = {index: fault for index, (_, fault) in zip(indices.tolist(), rows, strict=True) if fault}
     return np.array([content for content, _ in rows], DIGEST), faults

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfbig.data.file_names import chosen, smallest
+from tfbig.data.python_calls import python_call
 
 Features: TypeAlias = tf.Tensor | dict[str, tf.Tensor]
 
@@ -115,7 +116,7 @@ def array_split(x: np.ndarray, labels: np.ndarray, *, names: Sequence[str] | Non
 
     # Through numpy and not a constant: a constant is copied into every graph that uses it.
     def gather(indices: tf.Tensor) -> tf.Tensor:
-        rows = tf.numpy_function(lambda i: x[i], [indices], tf.as_dtype(x.dtype), stateful=False)
+        rows = python_call(lambda i: x[i], [indices], tf.as_dtype(x.dtype))
         return tf.ensure_shape(rows, indices.shape + x.shape[1:])
 
     return Split(fetch=gather, labels=labels, names=names or [str(i) for i in range(len(x))], gather=gather)

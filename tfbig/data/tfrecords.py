@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfbig.data.contents import DIGEST, digest
 from tfbig.data.file_names import Paths
 from tfbig.data.listing import Listing, find_split, multi_hot, quoted
+from tfbig.data.python_calls import python_call
 from tfbig.data.record_positions import record_positions
 from tfbig.data.splits import Split
 from tfbig.errors import DataError
@@ -170,7 +171,7 @@ class _Reader:
             return example.features.feature[image].bytes_list.value[0]
 
         def fetch(index: tf.Tensor) -> tf.Tensor:
-            encoded = tf.numpy_function(payload, [index], tf.string, stateful=False)
+            encoded = python_call(payload, [index], tf.string)
             return tf.ensure_shape(encoded, [])
 
         return Split(fetch, labels, names, payload), digests

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfbig.data.batches import batches
 from tfbig.data.file_names import chosen
 from tfbig.data.index_plan import IndexPlan
+from tfbig.data.python_calls import python_call
 from tfbig.data.splits import Split
 from tfbig.networks.folded import folded
 from tfbig.training.distribution import is_over_workers
@@ -109,7 +110,7 @@ def _kept_split(views: Sequence[np.ndarray], split: Split) -> Split:
         return rows
 
     def gather(indices: tf.Tensor) -> tf.Tensor:
-        rows = tf.numpy_function(look_up, [indices], tf.float32, stateful=False)
+        rows = python_call(look_up, [indices], tf.float32)
         return tf.ensure_shape(rows, [*indices.shape, width])
 
     labels = np.concatenate([split.labels] * num_views)
