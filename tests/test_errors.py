@@ -1,11 +1,13 @@
-"""What any library's error says that the machine has too little of."""
+"""What any library's error says that the machine has too little of, or of a file."""
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
-from tfbig.errors import DivergedError, EnvironmentFault, TfbigError, UsageError, of_exit_code, shortage
+from tfbig.errors import DivergedError, EnvironmentFault, TfbigError, UsageError, of_exit_code, shortage, unreadable
 
 
 class ResourceExhaustedError(Exception):
@@ -26,3 +28,15 @@ def test_an_exit_code_names_its_error() -> None:
 def test_memory_and_other_errors() -> None:
     assert shortage(MemoryError()) == shortage(ResourceExhaustedError("OOM when allocating")) == "memory"
     assert shortage(OSError(errno.EACCES, os.strerror(errno.EACCES))) is None
+
+
+def test_a_file_that_the_input_cannot_read_is_told_from_other_errors(tmp_path: Path) -> None:
+    paths = tf.data.Dataset.from_tensors(str(tmp_path / "gone.jpg"))
+    for parallel in (None, 2):
+        pictures = paths.map(lambda path: tf.io.decode_jpeg(tf.io.read_file(path)), num_parallel_calls=parallel)
+        with pytest.raises(tf.errors.NotFoundError) as raised:
+            tf.function(lambda rows: next(rows))(iter(pictures))
+        assert unreadable(raised.value) == f"{tmp_path / 'gone.jpg'}; No such file or directory"
+    with pytest.raises(tf.errors.NotFoundError) as raised:
+        tf.io.read_file(str(tmp_path / "gone.jpg"))
+    assert unreadable(raised.value) is None and unreadable(ValueError("IteratorGetNext")) is None

@@ -4,10 +4,13 @@ The message of each is one sentence that says what was expected, what came and w
 line prints it without a traceback and exits with `exit_code`.
 """
 
+import re
 from typing import Literal
 
 # What the system says where a disk, a user's share of it, or a file may not grow: ENOSPC, EDQUOT, EFBIG.
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+# TensorFlow's types of an error, by name, that a file can be the cause of.
+_UNREADABLE = ("NotFoundError", "InvalidArgumentError", "DataLossError", "PermissionDeniedError", "OutOfRangeError")
 
 
 def shortage(error: BaseException) -> Literal["disk", "memory"] | None:
@@ -20,6 +23,14 @@ def shortage(error: BaseException) -> Literal["disk", "memory"] | None:
     # By name, for TensorFlow may not be loaded.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
     return "memory" if is_memory else None
+
+
+def unreadable(error: BaseException) -> str | None:
+    """Why an example could not be read while the input was running, as TensorFlow's error says it; otherwise None."""
+    if type(error).__name__ not in _UNREADABLE or "IteratorGetNext" not in str(error):
+        return None
+    # Before it stands the way to the operation, behind it that to the step.
+    return re.sub(r"^.*Iterator::\S+: ", "", str(error).strip().splitlines()[0])
 
 
 class TfbigError(Exception):

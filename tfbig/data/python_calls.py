@@ -1,9 +1,9 @@
 """Calls of Python from graphs, and their end before Python's own.
 
 tf.data makes such calls from threads of its own, ahead of what anybody asks for. When Python (3.11 to 3.13) ends, it
-ends a thread that asks for its lock, within that call; the iterator, which is freed last of all, then waits for the call for
-ever. So Python waits at its exit until the calls have come to rest: those of iterators that nobody uses any more end
-with them, and the others stop when as much is fetched ahead as fits.
+ends a thread that asks for its lock, within that call; the iterator, which is freed last of all, then waits for the
+call for ever. So Python waits at its exit until the calls have come to rest: those of iterators that nobody uses any
+more end with them, and the others stop when as much is fetched ahead as fits.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tfbig.config import RunConfig, TuneConfig, flatten
-from tfbig.errors import EnvironmentFault, Interrupted, TfbigError, UsageError, shortage
+from tfbig.errors import DataError, EnvironmentFault, Interrupted, TfbigError, UsageError, shortage, unreadable
 from tfbig.meeting import meet
 from tfbig.paths import expanded
 from tfbig.pipelines._choice import settled
@@ -271,12 +271,19 @@ def _print_last(result: dict[str, object]) -> None:
 
 
 def _told(error: Exception) -> Exception:
-    """What to say of an error: a shortage of the machine's in place of how a library puts it."""
-    short_of = None if isinstance(error, TfbigError) else shortage(error)
+    """What to say of an error: what the user has to know, in place of how a library puts it."""
+    if isinstance(error, TfbigError):
+        return error
+    short_of = shortage(error)
     if short_of == "disk":
         return EnvironmentFault("The disk is full; make room, and give the same command again to go on.")
     if short_of == "memory":
         return EnvironmentFault("The memory is too small; lower --data.batch_size, --data.image_size or the head.")
+    if reason := unreadable(error):
+        return DataError(
+            f"An example cannot be read any more: {reason}. It was changed or removed while the run went on; the same "
+            "command reads what has changed, and names what is no good."
+        )
     return error
 
 
