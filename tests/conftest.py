@@ -1,11 +1,15 @@
 """What the tests share: real data and a real backbone from outside the tree, skipped with a reason where missing."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# A shell that runs the tests in the background has them ignore it, and so the commands that they begin.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ROOT = Path(__file__).parent.parent
 _SHARED = _ROOT.parent / "shared"
