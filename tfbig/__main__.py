@@ -11,13 +11,12 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from tfbig import __version__, resources
-from tfbig.errors import Interrupted, TfbigError
+from tfbig.errors import report
 from tfbig.pipelines._interrupts import Interruption, Interrupts
 from tfbig.startup import import_tensorflow, open_streams, roomy
 
@@ -90,14 +89,7 @@ def _ended(options: argparse.Namespace, interrupts: Interrupts) -> int:
     except Exception as error:
         # From any library, or a bug: a sentence, as the jobs give.
         interrupts.ignore()
-        if options.debug:
-            traceback.print_exc()
-        if isinstance(error, TfbigError):
-            print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
-            return error.exit_code
-        reason = f"{type(error).__name__}: {error}"
-        print(f"unexpected error: {reason}. --debug shows where it came from.", file=sys.stderr)
-        return 1
+        return report(error, debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:

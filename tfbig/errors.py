@@ -5,6 +5,8 @@ line prints it without a traceback and exits with `exit_code`.
 """
 
 import re
+import sys
+import traceback
 from typing import Literal
 
 # What the system says where a disk, a user's share of it, or a file may not grow: ENOSPC, EDQUOT, EFBIG.
@@ -92,3 +94,21 @@ class WorkerLost(Interrupted):
     def __init__(self, message: str, exit_code: int = Interrupted.exit_code) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """Says on stderr what ended a command, and gives its exit code.
+
+    Args:
+        error: From tfbig, any library, or a bug.
+        debug: Whether to show where it came from.
+    """
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, Interrupted):
+        print(error, file=sys.stderr)
+    elif isinstance(error, TfbigError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        print(f"unexpected error: {type(error).__name__}: {error}. --debug shows where it came from.", file=sys.stderr)
+    return error.exit_code if isinstance(error, TfbigError) else 1

@@ -53,10 +53,18 @@ class Parts:
             split: Has them.
             indices: (B,) int64.
             parts: (B, 5) float32 of `drawn`.
+
+        Raises:
+            UsageError: It has none.
         """
-        if split.fetch_parts is None:
-            raise ValueError("Expected examples that have parts, such as images; leave resized_crop out for others.")
-        return split.fetch_parts(indices, parts)
+        return _fetch_parts(split)(indices, parts)
+
+
+def _fetch_parts(split: Split) -> Callable[[tf.Tensor, tf.Tensor], Features]:
+    """How the split fetches parts of examples; a UsageError where they have none."""
+    if split.fetch_parts is None:
+        raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
+    return split.fetch_parts
 
 
 class Share(NamedTuple):
@@ -107,8 +115,9 @@ def batches(
     Raises:
         UsageError: `augment` takes parts of examples that have none.
     """
-    if isinstance(augment, Parts) and split.fetch_parts is None:
-        raise UsageError("Expected examples that have parts, such as images; leave resized_crop out for others.")
+    if isinstance(augment, Parts):
+        # Said before any is read.
+        _fetch_parts(split)
 
     def planned(epoch: np.int64, first: np.int64) -> tuple[np.ndarray, ...]:
         several = range(int(first), min(int(first) + block, plan.steps_per_epoch))

@@ -100,7 +100,7 @@ def decode_parts(fetch: Callable[[tf.Tensor], tf.Tensor], indices: tf.Tensor, pa
         fn_output_signature=(tf.TensorSpec([], tf.string), tf.TensorSpec([3], tf.int32)),
     )  # fmt: skip
     windows = _windows_of_jpegs(shapes, parts, size)
-    together = functools.partial(_decoded_together, size=size)
+    together = functools.partial(_decoded_together, size=size, threads=num_threads())
     pixels, is_done = python_call(together, [encoded, windows], [tf.float32, tf.bool])
     pixels = tf.ensure_shape(pixels, [indices.shape[0], size, size, 3])
     is_done = tf.ensure_shape(is_done, indices.shape)
@@ -197,19 +197,21 @@ def _is_antialiased(sides: tf.Tensor, size: int) -> tf.Tensor:
     return tf.reduce_max(sides, -1) >= _ANTIALIASED_FROM * size
 
 
-def _decoded_together(encoded: np.ndarray, windows: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _decoded_together(
+    encoded: np.ndarray, windows: np.ndarray, *, size: int, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(B, size, size, 3) float32 parts and (B,) bool, whether each is there."""
     files, shape = encoded.tolist(), (len(encoded), size, size, 3)
     # Aligned, so that TensorFlow takes it without a copy.
     pixels = aligned(4 * math.prod(shape)).view(np.float32).reshape(shape)
-    at_once = max(1, min(_FILES_AT_ONCE, len(files) // num_threads()))
+    at_once = max(1, min(_FILES_AT_ONCE, len(files) // threads))
     starts = range(0, len(files), at_once)
 
     def decoded(start: int) -> bytes:
         some = slice(start, start + at_once)
         return _jpeg.decode_parts(files[some], windows[some], pixels[some], size)
 
-    done = _decoders(num_threads()).map(decoded, starts) if num_threads() > 1 else map(decoded, starts)
+    done = _decoders(threads).map(decoded, starts) if threads > 1 else map(decoded, starts)
     return pixels, np.frombuffer(b"".join(done), bool)
 
 

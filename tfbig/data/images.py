@@ -3,8 +3,7 @@
 One decoder for the manifest's check, for training and for the served model, so that a file is readable
 in all three or in none. Everything is plain TensorFlow and survives export. It sits between the
 sources, which give encoded bytes, and the networks, which take float images; parts of pictures are made in
-`image_parts.py`. Letters in shapes:
-H height, W width, C channels, all in pixels.
+`image_parts.py`. Letters in shapes: H height, W width, C channels, all in pixels.
 """
 
 from __future__ import annotations

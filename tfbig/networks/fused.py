@@ -155,12 +155,14 @@ def _joins_layer_norm(x: tf.Tensor) -> bool:
 def _in_one_operation(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
     """In the one form that TensorFlow's optimizer makes a single operation of oneDNN's: that of Keras 2."""
     num_rows = x.shape[0] * x.shape[1]
-    # Not a constant, with which this would no longer be the form that is looked for.
-    sizes = (tf.raw_ops.PlaceholderWithDefault(input=[num_rows], shape=[1]) for _ in range(2))
-    ones, zeros = (tf.fill(size, value) for size, value in zip(sizes, (1.0, 0.0), strict=True))
+
+    def filled(value: float) -> tf.Tensor:
+        # Not a constant, with which this would no longer be the form that is looked for.
+        return tf.fill(tf.raw_ops.PlaceholderWithDefault(input=[num_rows], shape=[1]), value)
+
     none = tf.constant([], tf.float32)
     normed, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.reshape(x, [1, num_rows, x.shape[2], 1]), scale=ones, offset=zeros, mean=none, variance=none,
+        x=tf.reshape(x, [1, num_rows, x.shape[2], 1]), scale=filled(1.0), offset=filled(0.0), mean=none, variance=none,
         epsilon=epsilon, is_training=True, data_format="NCHW",
     )  # fmt: skip
     return tf.reshape(normed, x.shape) * tf.cast(gamma, x.dtype) + tf.cast(beta, x.dtype)

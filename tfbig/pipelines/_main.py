@@ -9,12 +9,11 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tfbig.config import RunConfig, TuneConfig, flatten
-from tfbig.errors import DataError, EnvironmentFault, Interrupted, TfbigError, UsageError, shortage, unreadable
+from tfbig.errors import DataError, EnvironmentFault, Interrupted, TfbigError, UsageError, report, shortage, unreadable
 from tfbig.meeting import meet
 from tfbig.paths import expanded
 from tfbig.pipelines._choice import settled
@@ -63,7 +62,8 @@ def main(task: Task, arguments: Sequence[str] | None = None) -> int:
             return _ended(task, [word for word in words if word != "--debug"], interrupts, debug=debug)
         except KeyboardInterrupt:
             interrupts.ignore()
-            return _report(Interrupted("Interrupted; the same command begins where the last checkpoint is."), debug)
+            stopped = Interrupted("Interrupted; the same command begins where the last checkpoint is.")
+            return report(stopped, debug=debug)
 
 
 def _ended(task: Task, words: Sequence[str], interrupts: Interrupts, *, debug: bool) -> int:
@@ -83,7 +83,7 @@ def _ended(task: Task, words: Sequence[str], interrupts: Interrupts, *, debug: b
     except Exception as error:
         # From any library, and a bug may be anywhere. What its frames hold is freed only after the report.
         interrupts.ignore()
-        return _report(_told(error), debug)
+        return report(_told(error), debug=debug)
 
 
 def run(task: Task, config: RunConfig) -> Outcome:
@@ -285,16 +285,3 @@ def _told(error: Exception) -> Exception:
             "command reads what has changed, and names what is no good."
         )
     return error
-
-
-def _report(error: Exception, debug: bool) -> int:
-    """Says what ended the command; gives its exit code."""
-    if debug:
-        traceback.print_exc()
-    if isinstance(error, Interrupted):
-        print(error, file=sys.stderr)
-    elif isinstance(error, TfbigError):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        print(f"unexpected error: {type(error).__name__}: {error}. --debug shows where it came from.", file=sys.stderr)
-    return error.exit_code if isinstance(error, TfbigError) else 1
