@@ -130,6 +130,13 @@ def test_pictures_of_many_pixels_are_checked_by_decoding_them_whole(monkeypatch:
     assert len(decoded) == 1
 
 
+def test_a_picture_that_tensorflow_takes_for_too_large_is_refused() -> None:
+    # Above 2**29 numbers, and under 2**28 pixels.
+    encoded = _file(Image.new("RGB", (13400, 13400)), "JPEG")
+    assert _is_refused(images.check, encoded)
+    assert _is_refused(lambda content: images.decode(tf.constant(content)), encoded)
+
+
 def test_resizing_keeps_a_fitting_image_and_averages_a_large_one() -> None:
     image = tf.constant(_RNG.random((24, 24, 3), np.float32))
     np.testing.assert_array_equal(images.resize(image, 24), image)

@@ -21,8 +21,8 @@ _JPEG = b"\xff\xd8\xff"
 DCT = "INTEGER_ACCURATE"
 # What libjpeg can shrink by while it decodes.
 REDUCTIONS = (1, 2, 4, 8)
-# TensorFlow decodes no picture of 2**29 pixels and more.
-_MANY_PIXELS = 2**28
+# TensorFlow decodes no picture of 2**29 numbers and more, up to three a pixel.
+_MANY_PIXELS = 2**29 // 3
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
