@@ -1,7 +1,7 @@
-"""The one part of tfbig that is compiled; everything else about the package is in setup.cfg.
+"""The two parts of tfbig that are compiled; everything else about the package is in setup.cfg.
 
-It decodes training pictures faster. Without a compiler or the header of libjpeg-turbo (Debian and Ubuntu: gcc and
-libjpeg-dev) tfbig is installed without it, and decodes them by TensorFlow.
+The one decodes training pictures faster, the other normalises batches of activations. Where one cannot be compiled
+(Debian and Ubuntu: gcc, and libjpeg-dev for the first) tfbig is installed without it, and TensorFlow does its work.
 """
 
 from setuptools import Extension, setup
@@ -15,6 +15,17 @@ setup(
             extra_compile_args=["-O3"],
             py_limited_api=True,
             optional=True,
-        )
+        ),
+        # A library that TensorFlow loads, and no module of Python's.
+        Extension(
+            "tfbig.networks._batch_norm",
+            ["tfbig/networks/_batch_norm.c", "tfbig/networks/_batch_norm_operations.c"],
+            depends=["tfbig/networks/_batch_norm.h"],
+            # Comparisons of numbers may then be made for several at once.
+            extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp"],
+            extra_link_args=["-fopenmp"],
+            py_limited_api=True,
+            optional=True,
+        ),
     ]
 )

@@ -15,7 +15,7 @@ from tfbig.resources import recipe_paths
 LAYERS = (
     (
         "__init__", "__version__", "cache_folder", "config", "errors", "paths", "resources", "suggest", "recipes",
-        "stand_ins", "startup", "heap", "hardware", "cluster", "team", "meeting", "runtime",
+        "stand_ins", "startup", "heap", "hardware", "threads", "cluster", "team", "meeting", "runtime",
     ),  # fmt: skip
     ("data",),
     ("networks",),

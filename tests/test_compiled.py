@@ -1,23 +1,26 @@
-"""The compiled module: built where a compiler is, done without where none is, and said which of both."""
+"""What is compiled: built where a compiler is, done without where none is, and said which of both."""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tfbig import doctor
+from tfbig.networks import compiled_batch_norm
 from tfbig.training import environment
 
-_SOURCES = ("setup.py", "setup.cfg", "README.md", "LICENSE", "tfbig/__init__.py", "tfbig/data/_jpeg.c")
+_SOURCES = ("setup.py", "setup.cfg", "README.md", "LICENSE", "tfbig/__init__.py")
 
 
 @pytest.fixture
 def checkout(project_root: Path, tmp_path: Path) -> Path:
-    """What building the module needs."""
-    for name in _SOURCES:
+    """What building needs."""
+    sources = (path.relative_to(project_root) for path in (project_root / "tfbig").glob("*/_*.[ch]"))
+    for name in [*_SOURCES, *sources]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(project_root / name, tmp_path / name)
     return tmp_path
@@ -28,28 +31,61 @@ def _build(checkout: Path, **variables: str) -> list[Path]:
     environ = os.environ | variables
     done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return list((checkout / "tfbig" / "data").glob("*.so"))
+    return sorted((checkout / "tfbig").glob("*/*.so"))
 
 
-def test_it_is_built_where_a_compiler_and_the_header_are(checkout: Path) -> None:
+def test_both_are_built_where_a_compiler_and_the_header_are(checkout: Path) -> None:
     compiler = shutil.which("gcc")
     program = "#include <stdio.h>\n#include <jpeglib.h>\nint main(void) { return 0; }"
     check = [compiler or "", "-x", "c", "-fsyntax-only", "-"]
     if compiler is None or subprocess.run(check, input=program, text=True, capture_output=True).returncode:
         pytest.skip("no gcc or no jpeglib.h here (gcc, libjpeg-dev)")
-    (built,) = _build(checkout)
+    built, library = _build(checkout)
     # For every version of Python that tfbig takes.
-    assert built.name == "_jpeg.abi3.so"
+    assert (built.name, library.name) == ("_jpeg.abi3.so", "_batch_norm.abi3.so")
+    script = f"import tensorflow as tf; print(callable(tf.load_op_library({str(library)!r}).tfbig_normalise))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
     script = f"import sys; sys.path.insert(0, {str(built.parent)!r}); import _jpeg; print(_jpeg.decode_parts.__name__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "decode_parts", done.stderr
 
 
-def test_it_is_done_without_where_no_compiler_is(checkout: Path) -> None:
+def test_both_are_done_without_where_no_compiler_is(checkout: Path) -> None:
     assert _build(checkout, CC="no-such-compiler") == []
 
 
-def test_a_run_says_whether_it_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_whether_the_operations_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = compiled_batch_norm.is_compiled()
+    assert environment.describe(devices=[], num_replicas=1)["compiled_batch_norm"] is there
+    assert doctor._batch_norm().state == ("ok" if there else "note")
+    monkeypatch.setattr(compiled_batch_norm, "_library", lambda: None)
+    assert environment.describe(devices=[], num_replicas=1)["compiled_batch_norm"] is False
+    assert doctor._batch_norm().state == "note"
+
+
+def test_a_network_is_trained_without_the_operations() -> None:
+    script = """
+import sys
+sys.modules["tfbig.networks._batch_norm"] = None
+import keras
+from tfbig.networks import compiled_batch_norm
+from tfbig.networks.fused import fused
+assert not compiled_batch_norm.is_compiled()
+network = fused(keras.Sequential([keras.Input((4, 4, 8)), keras.layers.BatchNormalization(), keras.layers.ReLU()]))
+assert [type(layer).__name__ for layer in network.layers] == ["FusedBatchNormalization", "ReLU"]
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_library_that_cannot_be_loaded_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "_batch_norm.abi3.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(compiled_batch_norm.importlib.util, "find_spec", lambda _: SimpleNamespace(origin=str(broken)))
+    assert compiled_batch_norm._library.__wrapped__() is None
+
+
+def test_a_run_says_whether_the_module_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     there = environment.is_compiled("tfbig.data._jpeg")
     assert environment.describe(devices=[], num_replicas=1)["compiled_jpeg"] is there
     assert doctor._decoder().state == ("ok" if there else "note")

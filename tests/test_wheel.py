@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tfbig.networks import compiled_batch_norm
 from tfbig.training.environment import is_compiled
 
 
@@ -28,6 +29,7 @@ def test_the_wheel_runs_the_default_job(project_root: Path, tmp_path: Path) -> N
     held = set(zipfile.ZipFile(wheel).namelist())
     # What was compiled for this environment is compiled for the wheel.
     compiled = {"tfbig/data/_jpeg.abi3.so"} if is_compiled("tfbig.data._jpeg") else set()
+    compiled |= {"tfbig/networks/_batch_norm.abi3.so"} if compiled_batch_norm.is_compiled() else set()
     assert {"tfbig/data/_jpeg.pyi", "tfbig/py.typed"} | compiled <= held
 
     empty = tmp_path / "empty"

@@ -211,3 +211,13 @@ def _tensorflow() -> Iterator[Finding]:
                       "pip install 'tensorflow[and-cuda]' if you want it")
     else:
         yield Finding("ok", "GPUs", "none, computing on the CPU")
+        yield _batch_norm()
+
+
+def _batch_norm() -> Finding:
+    from tfbig.networks import compiled_batch_norm
+
+    if compiled_batch_norm.is_compiled():
+        return Finding("ok", "batch normalisation", "joined with the sum and the ReLU behind it")
+    remedy = "apt install gcc and install again, for speed"
+    return Finding("note", "batch normalisation", "by TensorFlow: no compiled operations", remedy)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from tfbig.networks import fused as forms
-from tfbig.networks.fused import FORMS, fused, plain
+from tfbig.networks.fused import fused, keras_type, plain
 
 # B, H, W, C of pictures; B, T, D of tokens.
 PICTURES = (4, 6, 6, 8)
@@ -61,6 +61,9 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "convolution of groups": lambda: _stack(layers.Conv2D(6, 1, groups=2), shape=PICTURES),
 }
 
+# With the operations that are compiled with tfbig and without.
+CASES = [(name, False) for name in NETWORKS] + [(name, True) for name in NETWORKS if name.startswith("batch norm")]
+
 
 def _randomised(network: keras.Model) -> keras.Model:
     rng = np.random.default_rng(0)
@@ -84,13 +87,13 @@ def _step(network: keras.Model, x: tf.Tensor) -> tuple[list[np.ndarray], list[np
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_form_gives_the_layers_results_gradients_and_averages(name: str, trainable: bool) -> None:
+@pytest.mark.parametrize(("name", "for_xla"), CASES)
+def test_a_form_gives_the_layers_results_gradients_and_averages(name: str, for_xla: bool, trainable: bool) -> None:
     network = _randomised(NETWORKS[name]())
     network.trainable = trainable
     x = tf.constant(np.random.default_rng(1).normal(1.0, 2.0, (4, *network.input_shape[1:])), tf.float32)
     expected, learnt = _step(network, x)
-    assert any(type(layer) in FORMS.values() for layer in fused(network)._flatten_layers())
+    assert any(type(layer) is not keras_type(layer) for layer in fused(network, for_xla=for_xla)._flatten_layers())
     found, learnt_fused = _step(network, x)
     largest = max(np.abs(one).max() for one in expected[2:])
     for index, (one, other) in enumerate(zip(expected, found, strict=True)):
@@ -100,11 +103,11 @@ def test_a_form_gives_the_layers_results_gradients_and_averages(name: str, train
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [
-    "batch norm", "layer norm", "dense with gelu", "attention", "convolution that skips pixels",
-    "convolution of many channels",
+@pytest.mark.parametrize(("name", "for_xla"), [
+    ("batch norm", False), ("batch norm", True), ("layer norm", False), ("dense with gelu", False),
+    ("attention", False), ("convolution that skips pixels", False), ("convolution of many channels", False),
 ])
-def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str) -> None:
+def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str, for_xla: bool) -> None:
     exact = _randomised(NETWORKS[name]())
     x = tf.constant(np.random.default_rng(1).normal(size=(4, *exact.input_shape[1:])), tf.float32)
     truth, _ = _step(exact, x)
@@ -121,7 +124,7 @@ def test_under_bfloat16_a_form_errs_no_more_than_the_layer(name: str) -> None:
         return sum(float(np.linalg.norm(a - b)) for a, b in zip(found, truth, strict=True))
 
     of_keras = error()
-    fused(rounded)
+    fused(rounded, for_xla=for_xla)
     assert error() <= 1.5 * of_keras
 
 
@@ -204,12 +207,13 @@ def test_low_rank_updates_go_through_a_form() -> None:
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [
-    "batch norm", "convolution of one pixel", "convolution of many channels", "convolution with a margin",
+@pytest.mark.parametrize(("name", "for_xla"), [
+    ("batch norm", False), ("batch norm", True), ("convolution of one pixel", False),
+    ("convolution of many channels", False), ("convolution with a margin", False),
 ])
 @pytest.mark.parametrize("tape", ["in the graph", "around the graph"])
-def test_a_form_learns_in_a_graph_what_it_learns_without(name: str, tape: str) -> None:
-    network = fused(_randomised(NETWORKS[name]()))
+def test_a_form_learns_in_a_graph_what_it_learns_without(name: str, for_xla: bool, tape: str) -> None:
+    network = fused(_randomised(NETWORKS[name]()), for_xla=for_xla)
     x = tf.constant(np.random.default_rng(1).normal(1.0, 2.0, (4, *network.input_shape[1:])), tf.float32)
     weights = tf.random.stateless_normal((4, *network.output_shape[1:]), (0, 1))
     before = network.get_weights()
@@ -232,7 +236,8 @@ def test_a_form_learns_in_a_graph_what_it_learns_without(name: str, tape: str) -
         np.testing.assert_allclose(other, one, rtol=1e-6)
 
 
-def test_a_block_of_a_network_is_few_operations_of_a_step() -> None:
+@pytest.mark.parametrize("for_xla", [False, True])
+def test_a_block_of_a_network_is_few_operations_of_a_step(for_xla: bool) -> None:
     """Each costs half a millisecond before the first step; Keras's own take 101."""
 
     def convolution() -> keras.layers.Layer:
@@ -240,7 +245,7 @@ def test_a_block_of_a_network_is_few_operations_of_a_step() -> None:
 
     def num_operations(num_blocks: int) -> int:
         parts = [form() for _ in range(num_blocks) for form in (convolution, layers.BatchNormalization, layers.ReLU)]
-        network = fused(_stack(*parts, shape=PICTURES))
+        network = fused(_stack(*parts, shape=PICTURES), for_xla=for_xla)
 
         @tf.function(autograph=False)
         def step(x: tf.Tensor) -> list[tf.Tensor]:

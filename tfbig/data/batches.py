@@ -18,8 +18,8 @@ from tfbig.data import parts
 from tfbig.data.python_calls import python_call
 from tfbig.data.sampling import Plan
 from tfbig.data.splits import Batch, Features, Split
-from tfbig.data.threads import num_threads
 from tfbig.errors import UsageError
+from tfbig.threads import num_threads
 
 Augment: TypeAlias = Callable[[Batch, tf.Tensor], Batch]
 

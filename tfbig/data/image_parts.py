@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfbig.data.images import DCT, REDUCTIONS, decode_other, in_unit_range, is_jpeg, resize
 from tfbig.data.memory import aligned
 from tfbig.data.python_calls import python_call
-from tfbig.data.threads import num_threads
+from tfbig.threads import num_threads
 
 try:
     from tfbig.data import _jpeg

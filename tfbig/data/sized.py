@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfbig.data.image_parts import cut_part, decode_part, decode_parts, decodes_together
 from tfbig.data.images import decode_and_resize, in_unit_range, resize
 from tfbig.data.splits import Split
-from tfbig.data.threads import num_threads
+from tfbig.threads import num_threads
 
 
 def sized(split: Split, size: int) -> Split:

@@ -18,8 +18,8 @@ import tensorflow as tf
 from keras import layers
 from keras.src.models.functional import Functional
 
-from tfbig.networks.fused import FusedBatchNormalization
-from tfbig.networks.fused_convolution import FusedConv2D, convolved
+from tfbig.networks.fused import keras_type
+from tfbig.networks.fused_convolution import convolved
 from tfbig.networks.heads import InferenceModel
 
 
@@ -130,15 +130,14 @@ def _only_reader(layer: keras.Operation, readers: Mapping[int, list]) -> keras.O
 
 def _can_fold(layer: keras.Operation, norm: keras.Operation) -> bool:
     # Subclasses may compute something else.
-    if type(layer) not in (layers.Conv2D, FusedConv2D):
-        return False
-    if type(norm) not in (layers.BatchNormalization, FusedBatchNormalization):
+    if keras_type(layer) is not layers.Conv2D or keras_type(norm) is not layers.BatchNormalization:
         return False
     is_usual = layer.data_format == "channels_last" and layer.activation in (None, keras.activations.linear)
     return is_usual and norm.axis in (-1, 3) and layer.compute_dtype == norm.compute_dtype
 
 
 def _is_relu(layer: keras.Operation) -> bool:
-    if type(layer) is layers.Activation:
+    if keras_type(layer) is layers.Activation:
         return layer.activation is keras.activations.relu
-    return type(layer) is layers.ReLU and layer.max_value is None and not layer.negative_slope and not layer.threshold
+    is_plain = keras_type(layer) is layers.ReLU and layer.max_value is None
+    return is_plain and not layer.negative_slope and not layer.threshold

@@ -17,23 +17,28 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
+from tfbig.networks import compiled_batch_norm, joined
 from tfbig.networks.fused_batch_norm import FusedBatchNormalization, scale_and_offset
 from tfbig.networks.fused_convolution import FusedConv2D
 
 _HALF = tf.bfloat16, tf.float16
 
 
-def fused(network: keras.Model) -> keras.Model:
+def fused(network: keras.Model, *, for_xla: bool = False) -> keras.Model:
     """Puts the faster form in place of each layer that has one, at any depth.
 
     Args:
         network: Built. Subclasses of Keras's layers are left alone, since they may compute something else.
+        for_xla: Without operations of our own, which XLA does not know.
 
     Returns:
         The same network.
     """
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    forms = {layer: form for layer, form in FORMS.items() if not (on_gpu and form in _ONLY_ON_PROCESSORS)}
+    forms = dict(FORMS)
+    if tf.config.list_physical_devices("GPU"):
+        forms = {layer: form for layer, form in FORMS.items() if form not in _ONLY_ON_PROCESSORS}
+    elif not (for_xla or tf.config.list_logical_devices("TPU")) and compiled_batch_norm.is_compiled():
+        forms |= joined.FORMS
     return _changed(network, forms, {keras.activations.gelu: gelu})
 
 
@@ -46,7 +51,12 @@ def plain(network: keras.Model) -> keras.Model:
     Returns:
         The same network, of Keras's own layers.
     """
-    return _changed(network, {form: layer for layer, form in FORMS.items()}, {gelu: keras.activations.gelu})
+    return _changed(network, _ORIGINALS, {gelu: keras.activations.gelu})
+
+
+def keras_type(layer: keras.Operation) -> type:
+    """A layer's class as Keras has it, whatever form it has been given."""
+    return _ORIGINALS.get(type(layer), type(layer))
 
 
 def _changed(
@@ -246,6 +256,7 @@ FORMS: dict[type, type] = {
 }
 """A Keras layer's class -> the class of its faster form."""
 
+_ORIGINALS = {form: layer for forms in (FORMS, joined.FORMS) for layer, form in forms.items()}
 
 # cuDNN chooses among forms of a convolution by itself.
 _ONLY_ON_PROCESSORS = (FusedConv2D,)

@@ -27,8 +27,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         gamma, beta = scale_and_offset(self, x.shape[-1])
         if training and self.trainable:
-            normed, mean, variance = _normalised(x, gamma, beta, self.epsilon)
-            self._follow(mean, variance, x)
+            normed = self._by_batch(x, gamma, beta)
         else:
             stored = self.moving_mean, self.moving_variance
             mean, variance = (tf.cast(tf.convert_to_tensor(average), tf.float32) for average in stored)
@@ -37,9 +36,14 @@ class FusedBatchNormalization(layers.BatchNormalization):
             )
         return tf.cast(normed, self.compute_dtype)
 
-    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> None:
+    def _by_batch(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
+        normed, mean, variance = _normalised(x, gamma, beta, self.epsilon)
         # The operation gives the unbiased variance, and Keras follows the biased one.
-        followed = (self.moving_mean, mean, 1.0), (self.moving_variance, variance, _biased_share(x))
+        self._follow(mean, variance, _biased_share(x))
+        return normed
+
+    def _follow(self, mean: tf.Tensor, variance: tf.Tensor, share: tf.Tensor | float) -> None:
+        followed = (self.moving_mean, mean, 1.0), (self.moving_variance, variance, share)
         for average, value, share in followed:
             if _moves_in_place(average.value, self.momentum):
                 _move_in_place(average.value, value, self.momentum, share)

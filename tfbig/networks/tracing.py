@@ -13,6 +13,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.framework import ops
 
 _KEPT = "tfbig_kept"
+_NOTES = "tfbig_notes"
 
 
 def constant(value: float | Sequence[float], dtype: tf.DType = tf.float32) -> tf.Tensor:
@@ -35,14 +36,33 @@ def once(key: tuple, make: Callable[[], tf.Tensor]) -> tf.Tensor:
     """
     if tf.executing_eagerly():
         return make()
-    kept = ops.get_default_graph().get_collection_ref(_KEPT)
-    if not kept:
-        kept.append({})
-    if key not in kept[0]:
+    kept = _of_graph(ops.get_default_graph(), _KEPT)
+    if key not in kept:
         # To be had before whatever the caller waits for.
         with tf.control_dependencies(None):
-            kept[0][key] = make()
-    return kept[0][key]
+            kept[key] = make()
+    return kept[key]
+
+
+def note(tensor: tf.Tensor, fact: object) -> None:
+    """Notes something of a tensor for who sees it later in the same graph; without a graph nothing."""
+    if not tf.executing_eagerly():
+        _of_graph(tensor.graph, _NOTES)[tensor.ref()] = fact
+
+
+def noted(tensor: tf.Tensor) -> object | None:
+    """What was noted of a tensor; None for nothing, or in another graph."""
+    if tf.executing_eagerly() or not isinstance(tensor, tf.Tensor) or tensor.graph is not ops.get_default_graph():
+        return None
+    return _of_graph(tensor.graph, _NOTES).get(tensor.ref())
+
+
+def _of_graph(graph: tf.Graph, name: str) -> dict:
+    """A dictionary that lives as long as a graph."""
+    kept = graph.get_collection_ref(name)
+    if not kept:
+        kept.append({})
+    return kept[0]
 
 
 def with_gradient(

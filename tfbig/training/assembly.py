@@ -112,7 +112,7 @@ def assemble(
     privacy = _privacy(config, splits, state or private_state.fresh()) if config.dp.is_private else None
     secret = (privacy and privacy.state.secret) or private_state.draw_secret()
     with strategy.scope():
-        network = fused(task.build(config, splits.spec))
+        network = fused(task.build(config, splits.spec), for_xla=config.runtime.jit_compile is True)
         splits = task.prepare(splits, network)
         cache = _cache(config, splits)
         num_views = config.adapt.cached_views if augment is not None else 0

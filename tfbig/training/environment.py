@@ -1,4 +1,4 @@
-"""The machine and the software of a run, for environment.json. Imports no TensorFlow by itself."""
+"""The machine and the software of a run, for environment.json. Imports no TensorFlow until it is asked."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def describe(*, devices: Sequence[str], num_replicas: int) -> dict[str, object]:
         devices: Names of the devices that TensorFlow sees.
         num_replicas: Copies of the network that train together.
     """
+    from tfbig.networks import compiled_batch_norm
+
     return {
         "tfbig": tfbig.__version__,
         "command": sys.argv,
@@ -30,6 +32,7 @@ def describe(*, devices: Sequence[str], num_replicas: int) -> dict[str, object]:
         "cpu_count": os.cpu_count(),
         "devices": list(devices),
         "num_replicas": num_replicas,
+        "compiled_batch_norm": compiled_batch_norm.is_compiled(),
         "compiled_jpeg": is_compiled("tfbig.data._jpeg"),
         "packages": {name: version for name in _PACKAGES if (version := package_version(name))},
     }

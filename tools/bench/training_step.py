@@ -4,10 +4,11 @@
     python tools/bench/training_step.py --json
 
 Two rows (`training_step/work.py`), ResNet-50 and ViT-Tiny at 224 pixels, batch 16, bfloat16, all weights trained
-by AdamW, the same made-up images for all tools: `tfbig`, the job image_finetune; `hf`, Trainer with `bf16=True` on
-PyTorch 2.13; `keras`, `compile` and `fit` under mixed_bfloat16 in tfbig's own environment, without XLA; `keras_xla`,
-the same with XLA, which is Keras's default. Each trains with its own loop, a process each, on one thread.
-The processes take turns of a few steps in one call, so what slows the machine for a while slows all.
+by AdamW, the same made-up images for all tools: `tfbig`, the job image_finetune; `tfbig_plain`, the same without the
+operations that are compiled with it; `hf`, Trainer with `bf16=True` on PyTorch 2.13; `keras`, `compile` and `fit` under
+mixed_bfloat16 in tfbig's own environment, without XLA; `keras_xla`, the same with XLA, which is Keras's default. Each
+trains with its own loop, a process each, on one thread. The processes take turns of a few steps in one call, so what
+slows the machine for a while slows all.
 The last line of stdout is
 {"resnet50": {"vs_hf", "vs_keras", "roof_share", "ms"}, "vit_tiny": ..., "versions", "cores", "seed"}.
 
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 TOOLS = {
     "tfbig": Tool("tfbig_step.py"),
+    "tfbig_plain": Tool("tfbig_step.py", arguments=("--compiled", "no")),
     "hf": Tool("hf_step.py", HF_TRAINER),
     "keras": Tool("keras_step.py", arguments=("--jit", "off")),
     "keras_xla": Tool("keras_step.py", arguments=("--jit", "auto")),
@@ -132,10 +134,11 @@ def started(name: str, row: str, args: argparse.Namespace) -> tuple[list[str], d
     if name == ROOF:
         return started_by(Tool("roof.py"), SCRIPTS, [], python=Path(sys.executable), sees_tfbig=False)
     flags = ["--row", row, "--seed", str(args.seed)]
-    if name == "tfbig" and args.transform:
+    is_ours = name in ("tfbig", "tfbig_plain")
+    if is_ours and args.transform:
         flags += ["--transform", args.transform]
     python = TOOLS[name].python(args.environments)
-    return started_by(TOOLS[name], SCRIPTS, flags, python=python, sees_tfbig=name == "tfbig")
+    return started_by(TOOLS[name], SCRIPTS, flags, python=python, sees_tfbig=is_ours)
 
 
 def summary(found: Mapping[str, Found], *, seed: int) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import sys
 
 import keras
 import numpy as np
@@ -96,9 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--row", choices=tuple(ROWS), required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compiled", choices=("yes", "no"), default="yes", help="with the compiled operations")
     parser.add_argument("--transform", default="", help="MODULE:FUNCTION, Model -> Model, applied to the network")
     args = parser.parse_args()
     row, facts = ROWS[args.row], {}
+    if args.compiled == "no":
+        # As it is where they were not compiled: none is found.
+        sys.modules["tfbig.networks._batch_norm"] = None  # type: ignore[assignment]
 
     def build(config: RunConfig, spec: DataSpec) -> keras.Model:
         built = network(row, config, spec)
