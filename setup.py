@@ -19,11 +19,15 @@ setup(
         # A library that TensorFlow loads, and no module of Python's.
         Extension(
             "tfbig.networks._batch_norm",
-            ["tfbig/networks/_batch_norm.c", "tfbig/networks/_batch_norm_operations.c"],
-            depends=["tfbig/networks/_batch_norm.h"],
+            [
+                "tfbig/networks/_batch_norm.c",
+                "tfbig/networks/_batch_norm_operations.c",
+                "tfbig/networks/_batch_norm_threads.c",
+            ],
+            depends=[f"tfbig/networks/_batch_norm{part}.h" for part in ("", "_numbers", "_threads")],
             # Comparisons of numbers may then be made for several at once.
-            extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp"],
-            extra_link_args=["-fopenmp"],
+            extra_compile_args=["-O3", "-fno-trapping-math", "-pthread"],
+            extra_link_args=["-pthread"],
             py_limited_api=True,
             optional=True,
         ),

@@ -150,8 +150,18 @@ def test_two_gradients_are_added_up_by_the_operation() -> None:
         np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
 
 
+def test_nothing_comes_through_a_ceiling_that_is_rounded() -> None:
+    """0.7 is 0.699 in bfloat16, which a result lies at that was cut there, and not below it."""
+    x, residual, upstream, _, scale, offset = _inputs((2, 3, 4, 8), "bfloat16")
+    result, *_, of_residual = _ours(x, residual, upstream, scale, offset, (0.0, 0.7))
+    is_cut = result == result.max()
+    assert is_cut.sum() > 10
+    np.testing.assert_array_equal(of_residual[is_cut], 0)
+
+
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"residual": [tf.zeros([2, 3, 4, 9])]}, "of one shape"),
+    ({"residual": [tf.zeros([3, 2, 4, 8])]}, "of one shape"),
     ({"scale": tf.ones([7])}, "of one shape"),
     ({"x": tf.zeros([2, 3, 4, 0]), "residual": []}, "must have a channel"),
     ({"x": tf.zeros([8]), "residual": []}, "2 to 8 axes"),
@@ -169,6 +179,9 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, object], message: str) ->
 def test_no_images_give_no_numbers_and_no_fault() -> None:
     mean, variance = compiled_batch_norm.moments(tf.zeros([0, 3, 4, 8]))
     assert np.isnan(mean).all() and np.isnan(variance).all()
+    none = tf.zeros([0, 3, 4, 8])
+    _, _, *of_channels = _ours(none, None, none, tf.ones([8]), tf.ones([8]), BOUNDS["ReLU"])
+    np.testing.assert_array_equal(of_channels, np.zeros([2, 8]))
 
 
 def _residual_block() -> keras.Model:
@@ -203,18 +216,27 @@ def _unlike() -> keras.Model:
     return keras.Model(inputs, layers.Concatenate()(ends))
 
 
+def _of_any_size() -> keras.Model:
+    """A sum that repeats a number for all pixels, of which nothing tells while a graph is made."""
+    inputs = layers.Input((None, None, 8))
+    narrow = layers.Conv2D(8, 1)(layers.AveragePooling2D(12)(inputs))
+    return keras.Model(inputs, layers.ReLU()(layers.Add()([layers.BatchNormalization()(inputs), narrow])))
+
+
 # Each with the operations of a step that stay: of norms, and of sums and activations beside them.
 NETWORKS: dict[str, tuple[Callable[[], keras.Model], dict[str, int]]] = {
     "residual blocks": (_residual_block, {"TfbigNormalise": 5, "TfbigMoments": 5, "TfbigNormaliseGradient": 5}),
     "read twice": (_read_twice, {"TfbigNormalise": 3, "TfbigMoments": 1, "AddV2": 1, "TfbigNormaliseGradient": 3}),
+    "of any size": (_of_any_size, {"TfbigNormalise": 1, "TfbigMoments": 1, "Relu": 1, "TfbigNormaliseGradient": 1}),
     "unlike": (_unlike, {"TfbigNormalise": 1, "TfbigMoments": 1, "Relu": 2, "Relu6": 1, "TfbigNormaliseGradient": 1}),
 }
 
 
 def _step(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    weights = tf.random.stateless_normal((4, *network.output_shape[1:]), (0, 1))
+    images = tf.TensorSpec((4, *network.input_shape[1:]))
+    weights = tf.random.stateless_normal((4, *(size or 12 for size in network.output_shape[1:])), (0, 1))
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, input_signature=[images])
     def step(x: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -246,7 +268,7 @@ def test_a_network_learns_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_only_what_is_read_is_computed(name: str) -> None:
     build, stay = NETWORKS[name]
-    step = _step(fused(build())).get_concrete_function(tf.TensorSpec((4, 12, 12, 8)))
+    step = _step(fused(build())).get_concrete_function()
     read, todo = set(), [tensor.op for tensor in step.graph.outputs]
     while todo:
         operation = todo.pop()

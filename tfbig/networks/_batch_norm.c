@@ -11,6 +11,8 @@ Sums over rows are taken in float32 within a block of rows, and over blocks in f
 number of threads, and so is what comes out.
 */
 #include "_batch_norm.h"
+#include "_batch_norm_numbers.h"
+#include "_batch_norm_threads.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -23,7 +25,6 @@ number of threads, and so is what comes out.
 #else
 #define FOR_EACH_PROCESSOR
 #endif
-#define INLINE static inline __attribute__((always_inline))
 
 /* As many as a core's nearer caches hold, and no more rows than float32 can add. */
 #define NUMBERS_OF_BLOCK 65536
@@ -42,33 +43,6 @@ number of threads, and so is what comes out.
         if (flags == 6) function(__VA_ARGS__, true, true, false);                                                   \
         if (flags == 7) function(__VA_ARGS__, true, true, true);                                                    \
     } while (0)
-
-/* ---- numbers ---- */
-
-INLINE float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* To the nearest, half to even. */
-INLINE uint16_t bfloat16_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (uint16_t)(value == value ? rounded : 0x7fc0u);
-}
-
-INLINE float get(const void *numbers, int64_t at, bool is_half) {
-    return is_half ? float_of((uint32_t)((const uint16_t *)numbers)[at] << 16) : ((const float *)numbers)[at];
-}
-
-INLINE void put(void *numbers, int64_t at, float value, bool is_half) {
-    if (is_half)
-        ((uint16_t *)numbers)[at] = bfloat16_of(value);
-    else
-        ((float *)numbers)[at] = value;
-}
 
 /* What is no number stays so. */
 INLINE float cut(float value, float low, float high) {
@@ -97,6 +71,12 @@ static Block block_of(const Norm *norm, int64_t number) {
     return (Block){first, last < norm->num_rows ? last : norm->num_rows};
 }
 
+/* Fewer than there may be where so little is to be done that waking the others takes longer. */
+static void on_threads(const Norm *norm, void (*work)(const void *given, int64_t block), const void *given) {
+    const int64_t most = 1 + norm->num_rows * norm->num_channels / NUMBERS_OF_BLOCK;
+    for_each_block(norm->num_threads < most ? norm->num_threads : (int)most, num_blocks(norm), work, given);
+}
+
 /* Two sums a channel: of each block in `partial` (blocks, 2, C), and `total` (2, C). */
 typedef struct {
     float *partial;
@@ -105,7 +85,10 @@ typedef struct {
 
 static bool make_sums(const Norm *norm, Sums *sums) {
     const size_t width = 2 * (size_t)norm->num_channels;
-    sums->partial = calloc((size_t)num_blocks(norm) * width + 1, sizeof *sums->partial);
+    /* From the beginning of a line of the cache, of which a vector else takes two. */
+    const size_t bytes = ((size_t)num_blocks(norm) * width * sizeof *sums->partial / 64 + 1) * 64;
+    sums->partial = aligned_alloc(64, bytes);
+    if (sums->partial) memset(sums->partial, 0, bytes);
     sums->total = calloc(width, sizeof *sums->total);
     return sums->partial && sums->total;
 }
@@ -148,17 +131,27 @@ static void moments_of_block(const Norm *norm, const void *x, Block block, const
         add_moments(x, block, norm->num_channels, shift, sums, sums + norm->num_channels, false);
 }
 
+typedef struct {
+    const Norm *norm;
+    const void *x;
+    const float *shift;
+    const Sums *sums;
+} Moments;
+
+static void moments_at(const void *given, int64_t b) {
+    const Moments *m = given;
+    moments_of_block(m->norm, m->x, block_of(m->norm, b), m->shift, partial_sums(m->norm, m->sums, b));
+}
+
 bool find_moments(const Norm *norm, const void *x, float *mean, float *variance) {
-    const int64_t width = norm->num_channels, count = num_blocks(norm);
+    const int64_t width = norm->num_channels;
     Sums sums;
     /* From the first row: squares about zero would lose what is small beside the mean. */
     float *shift = calloc((size_t)width, sizeof *shift);
     const bool fits = make_sums(norm, &sums) && shift;
     if (fits) {
         for (int64_t c = 0; norm->num_rows && c < width; c++) shift[c] = get(x, c, norm->is_half);
-#pragma omp parallel for num_threads(norm->num_threads) if (norm->num_threads > 1)
-        for (int64_t b = 0; b < count; b++)
-            moments_of_block(norm, x, block_of(norm, b), shift, partial_sums(norm, &sums, b));
+        on_threads(norm, moments_at, &(Moments){norm, x, shift, &sums});
         add_up(norm, &sums);
         for (int64_t c = 0; c < width; c++) {
             const double from_shift = sums.total[c] / (double)norm->num_rows;
@@ -199,27 +192,35 @@ INLINE void normalise_rows(
     }
 }
 
+typedef struct {
+    const Norm *norm;
+    Channels channels;
+    const float *slope;
+    const void *x, *residual;
+    void *result;
+} Normalising;
+
 FOR_EACH_PROCESSOR
-static void normalise_block(
-    const Norm *norm, Channels channels, const float *slope, Block block, const void *x, const void *residual,
-    void *result) {
-    if (norm->is_half && residual)
-        normalise_rows(norm, channels, slope, block, x, residual, result, true, true);
-    else if (norm->is_half)
-        normalise_rows(norm, channels, slope, block, x, residual, result, true, false);
-    else if (residual)
-        normalise_rows(norm, channels, slope, block, x, residual, result, false, true);
+static void normalise_block(const Normalising *n, Block block) {
+    if (n->norm->is_half && n->residual)
+        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, true, true);
+    else if (n->norm->is_half)
+        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, true, false);
+    else if (n->residual)
+        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, false, true);
     else
-        normalise_rows(norm, channels, slope, block, x, residual, result, false, false);
+        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, false, false);
+}
+
+static void normalise_at(const void *given, int64_t b) {
+    const Normalising *n = given;
+    normalise_block(n, block_of(n->norm, b));
 }
 
 bool normalise(const Norm *norm, Channels channels, const void *x, const void *residual, void *result) {
     float *slope = make_slopes(norm, channels);
     if (!slope) return false;
-    const int64_t count = num_blocks(norm);
-#pragma omp parallel for num_threads(norm->num_threads) if (norm->num_threads > 1)
-    for (int64_t b = 0; b < count; b++)
-        normalise_block(norm, channels, slope, block_of(norm, b), x, residual, result);
+    on_threads(norm, normalise_at, &(Normalising){norm, channels, slope, x, residual, result});
     free(slope);
     return true;
 }
@@ -227,6 +228,8 @@ bool normalise(const Norm *norm, Channels channels, const void *x, const void *r
 /* ---- gradient ---- */
 
 typedef struct {
+    const Norm *norm;
+    const Sums *sums;
     const void *upstreams[MOST_UPSTREAMS], *x, *result;
     void *of_x, *of_residual;
     Channels channels;
@@ -291,28 +294,38 @@ static void gradient_of_block(const Norm *norm, const Passes *p, Block block) {
     SPECIALISED(gradient_of_rows, norm->is_half, p->upstreams[1], p->result, norm, p, block);
 }
 
+static void sum_at(const void *given, int64_t b) {
+    const Passes *p = given;
+    sum_block(p->norm, p, block_of(p->norm, b), partial_sums(p->norm, p->sums, b));
+}
+
+static void gradient_at(const void *given, int64_t b) {
+    const Passes *p = given;
+    gradient_of_block(p->norm, p, block_of(p->norm, b));
+}
+
 bool differentiate(
     const Norm *norm, Channels channels, const void *const upstreams[MOST_UPSTREAMS], const void *x,
     const void *result, void *of_x, void *of_residual, float *of_scale, float *of_offset) {
-    const int64_t width = norm->num_channels, count = num_blocks(norm);
+    const int64_t width = norm->num_channels;
     Sums sums;
     float *slope = make_slopes(norm, channels), *means = malloc(2 * (size_t)width * sizeof *means);
     const bool fits = make_sums(norm, &sums) && slope && means;
     if (fits) {
-        const Passes p = {
-            {upstreams[0], upstreams[1]}, x, result, of_x, of_residual, channels, slope, means, means + width};
-#pragma omp parallel for num_threads(norm->num_threads) if (norm->num_threads > 1)
-        for (int64_t b = 0; b < count; b++) sum_block(norm, &p, block_of(norm, b), partial_sums(norm, &sums, b));
+        const Passes p = {.norm = norm, .sums = &sums, .upstreams = {upstreams[0], upstreams[1]}, .x = x,
+                          .result = result, .of_x = of_x, .of_residual = of_residual, .channels = channels,
+                          .slope = slope, .average = means, .along = means + width};
+        on_threads(norm, sum_at, &p);
         add_up(norm, &sums);
         for (int64_t c = 0; c < width; c++) {
             const double variance = (double)channels.variance[c] + norm->epsilon;
             of_offset[c] = (float)sums.total[c];
-            of_scale[c] = (float)(sums.total[width + c] / sqrt(variance));
+            /* Of no rows there is no variance, and nothing comes to the scale. */
+            of_scale[c] = norm->num_rows ? (float)(sums.total[width + c] / sqrt(variance)) : 0;
             p.average[c] = (float)(sums.total[c] / (double)norm->num_rows);
             p.along[c] = (float)(sums.total[width + c] / variance / (double)norm->num_rows);
         }
-#pragma omp parallel for num_threads(norm->num_threads) if (norm->num_threads > 1)
-        for (int64_t b = 0; b < count; b++) gradient_of_block(norm, &p, block_of(norm, b));
+        on_threads(norm, gradient_at, &p);
     }
     free_sums(&sums);
     free(slope);

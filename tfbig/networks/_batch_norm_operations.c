@@ -10,6 +10,7 @@ C++ binds to no version of a compiler; what is used of it is declared here (tens
 and tf_status.h of 2.21), since TensorFlow need not be there where tfbig is built.
 */
 #include "_batch_norm.h"
+#include "_batch_norm_numbers.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -19,7 +20,6 @@ typedef struct TF_Tensor TF_Tensor;
 typedef struct TF_OpDefinitionBuilder TF_OpDefinitionBuilder;
 typedef struct TF_ShapeInferenceContext TF_ShapeInferenceContext;
 typedef struct TF_ShapeHandle TF_ShapeHandle;
-typedef struct TF_DimensionHandle TF_DimensionHandle;
 typedef struct TF_KernelBuilder TF_KernelBuilder;
 typedef struct TF_OpKernelConstruction TF_OpKernelConstruction;
 typedef struct TF_OpKernelContext TF_OpKernelContext;
@@ -47,7 +47,6 @@ void TF_OpDefinitionBuilderSetShapeInferenceFunction(
     TF_OpDefinitionBuilder *, void (*infer)(TF_ShapeInferenceContext *, TF_Status *));
 void TF_RegisterOpDefinition(TF_OpDefinitionBuilder *, TF_Status *);
 
-int64_t TF_ShapeInferenceContextNumInputs(TF_ShapeInferenceContext *);
 TF_ShapeHandle *TF_NewShapeHandle(void);
 void TF_DeleteShapeHandle(TF_ShapeHandle *);
 void TF_ShapeInferenceContextGetInput(TF_ShapeInferenceContext *, int, TF_ShapeHandle *, TF_Status *);
@@ -82,6 +81,8 @@ typedef struct {
     int32_t num_upstreams, num_residuals;
 } Attributes;
 
+static float rounded(float value) { return float_of((uint32_t)bfloat16_of(value) << 16); }
+
 static void *create(TF_OpKernelConstruction *construction, bool normalises, bool differentiates) {
     TF_Status *status = TF_NewStatus();
     Attributes made = {.num_upstreams = differentiates ? 0 : 1};
@@ -97,6 +98,11 @@ static void *create(TF_OpKernelConstruction *construction, bool normalises, bool
     }
     if (differentiates) TF_OpKernelConstruction_GetAttrInt32(construction, "S", &made.num_upstreams, status);
     made.norm.is_half = type == TF_BFLOAT16;
+    if (made.norm.is_half) {
+        /* As results are rounded: one that was cut would else lie below its bound, and let the gradient through. */
+        made.norm.low = rounded(made.norm.low);
+        made.norm.high = rounded(made.norm.high);
+    }
     made.norm.num_threads = num_threads;
     const bool fits = made.num_upstreams >= 1 && made.num_upstreams <= MOST_UPSTREAMS && made.num_residuals <= 1;
     Attributes *kept = fits ? malloc(sizeof *kept) : NULL;
@@ -144,6 +150,12 @@ static bool take_images(Call *call, const TF_Tensor *images) {
     return true;
 }
 
+static bool is_like_images(const Call *call, const TF_Tensor *input) {
+    bool is_like = TF_NumDims(input) == call->rank;
+    for (int axis = 0; is_like && axis < call->rank; axis++) is_like = TF_Dim(input, axis) == call->shape[axis];
+    return is_like;
+}
+
 /* Takes `num_images` inputs of one shape, and after them `num_channels` of one number a channel. */
 static bool take_inputs(Call *call, int num_images, int num_channels) {
     for (int i = 0; i < num_images + num_channels; i++) {
@@ -151,12 +163,12 @@ static bool take_inputs(Call *call, int num_images, int num_channels) {
         TF_GetInput(call->context, i, &input, call->status);
         if (TF_GetCode(call->status) != TF_OK) return false;
         call->inputs[i] = TF_TensorData(input);
-        const int64_t size = TF_TensorElementCount(input);
         const bool is_taken = i > 0 || take_images(call, input);
+        const bool fits = i < num_images ? is_like_images(call, input)
+                                         : TF_TensorElementCount(input) == call->norm.num_channels;
         TF_DeleteTensor(input);
         if (!is_taken) return false;
-        const int64_t width = call->norm.num_channels, expected = i < num_images ? call->norm.num_rows * width : width;
-        if (size != expected)
+        if (!fits)
             return fail(call, TF_INVALID_ARGUMENT, "images must be of one shape, and the rest of a number a channel");
     }
     return true;

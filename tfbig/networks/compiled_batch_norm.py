@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -30,16 +29,10 @@ def _library() -> ModuleType | None:
     found = importlib.util.find_spec("tfbig.networks._batch_norm")
     if found is None or found.origin is None:
         return None
-    # Read by OpenMP when it is loaded: its threads would else stay on the cores for a while after each operation.
-    waits = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return tf.load_op_library(found.origin)
     except tf.errors.OpError:
         return None
-    finally:
-        if waits is None:
-            del os.environ["OMP_WAIT_POLICY"]
 
 
 def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -82,7 +75,8 @@ def normalised(
 
 def _compiled() -> ModuleType:
     library = _library()
-    assert library is not None, "only where is_compiled()"
+    if library is None:
+        raise RuntimeError("the operations were not compiled; ask is_compiled() first")
     return library
 
 

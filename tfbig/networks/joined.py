@@ -65,12 +65,18 @@ class JoinedAdd(layers.Add):
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """(..., C) each to (..., C)."""
         result = super().call(inputs)
-        if len(inputs) == 2 and inputs[0].shape == inputs[1].shape and inputs[0].dtype == inputs[1].dtype:
+        if len(inputs) == 2 and _are_alike(*inputs):
             for norm, other in ((noted(inputs[0]), inputs[1]), (noted(inputs[1]), inputs[0])):
                 if isinstance(norm, Norm) and norm.residual is None:
                     note(result, dataclasses.replace(norm, residual=other))
                     break
         return result
+
+
+def _are_alike(one: tf.Tensor, other: tf.Tensor) -> bool:
+    """Whether nothing is repeated where they are added up: images of a size that is not known may differ."""
+    is_known = one.shape.rank is not None and one.shape[1:].is_fully_defined()
+    return is_known and one.shape == other.shape and one.dtype == other.dtype
 
 
 class JoinedActivation(layers.Activation):

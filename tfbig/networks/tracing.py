@@ -58,11 +58,11 @@ def noted(tensor: tf.Tensor) -> object | None:
 
 
 def _of_graph(graph: tf.Graph, name: str) -> dict:
-    """A dictionary that lives as long as a graph."""
-    kept = graph.get_collection_ref(name)
-    if not kept:
-        kept.append({})
-    return kept[0]
+    """A dictionary of this very graph, which lives as long as it."""
+    # Not a collection, which a graph within this one would take over: its tensors are not to be had outside.
+    if not hasattr(graph, name):
+        setattr(graph, name, {})
+    return getattr(graph, name)
 
 
 def with_gradient(
