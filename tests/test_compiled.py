@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from tfbig import doctor
 from tfbig.networks import compiled_batch_norm
 from tfbig.training import environment
 
-_SOURCES = ("setup.py", "setup.cfg", "README.md", "LICENSE", "tfbig/__init__.py")
+_SOURCES = ("setup.py", "setup.cfg", "MANIFEST.in", "README.md", "LICENSE", "tfbig/__init__.py")
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_both_are_built_where_a_compiler_and_the_header_are(checkout: Path) -> N
     script = f"import sys; sys.path.insert(0, {str(built.parent)!r}); import _jpeg; print(_jpeg.decode_parts.__name__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "decode_parts", done.stderr
+
+
+def test_a_source_distribution_holds_all_that_is_compiled(checkout: Path) -> None:
+    # It names packages that are not in the checkout.
+    (checkout / "setup.cfg").unlink()
+    command = [sys.executable, "setup.py", "--quiet", "sdist"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    assert {str(path.relative_to(checkout)) for path in (checkout / "tfbig").glob("*/_*.[ch]")} <= held
 
 
 def test_both_are_done_without_where_no_compiler_is(checkout: Path) -> None:
