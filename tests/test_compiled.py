@@ -98,6 +98,12 @@ def test_a_library_that_cannot_be_loaded_counts_as_none(tmp_path: Path, monkeypa
     assert compiled_batch_norm._library.__wrapped__() is None
 
 
+def test_a_library_without_the_operations_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_batch_norm.importlib.util, "find_spec", lambda _: SimpleNamespace(origin="old.so"))
+    monkeypatch.setattr(compiled_batch_norm.tf, "load_op_library", lambda _: SimpleNamespace(tfbig_moments=print))
+    assert compiled_batch_norm._library.__wrapped__() is None
+
+
 def test_a_run_says_whether_the_module_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     there = environment.is_compiled("tfbig.data._jpeg")
     assert environment.describe(devices=[], num_replicas=1)["compiled_jpeg"] is there

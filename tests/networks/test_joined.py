@@ -91,6 +91,14 @@ def test_moments_lose_nothing_far_from_zero() -> None:
     np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
 
 
+def test_moments_lose_nothing_to_an_outlier_in_the_first_row() -> None:
+    images = np.random.default_rng(0).normal(0.0, 1.0, (4, 100, 100, 5)).astype(np.float32)
+    images[0, 0, 0] = 300.0
+    mean, variance = compiled_batch_norm.moments(tf.constant(images))
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2), np.float64), atol=1e-5)
+    np.testing.assert_allclose(variance, images.var((0, 1, 2), np.float64), rtol=5e-5)
+
+
 def test_bfloat16_is_rounded_to_the_nearest_and_stays_what_is_no_number() -> None:
     numbers = np.array([1.0 + 2**-8, 1.0 + 3 * 2**-8, np.inf, -np.inf, np.nan, 3.4e38, 1.0 + 1.01 * 2**-8], np.float32)
     x = tf.zeros([1, 1, 1, len(numbers)], tf.bfloat16)

@@ -29,6 +29,7 @@ number of threads, and so is what comes out.
 /* As many as a core's nearer caches hold, and no more rows than float32 can add. */
 #define NUMBERS_OF_BLOCK 65536
 #define MOST_ROWS_OF_BLOCK 128
+#define ROWS_OF_SHIFT 8
 
 /* Calls a function with constants in place of the three flags, and thereby has a loop compiled for each. */
 #define SPECIALISED(function, is_half, has_second, has_result, ...)                                                 \
@@ -143,14 +144,23 @@ static void moments_at(const void *given, int64_t b) {
     moments_of_block(m->norm, m->x, block_of(m->norm, b), m->shift, partial_sums(m->norm, m->sums, b));
 }
 
+/* The mean of a few rows, from which squares lose nothing of what is small beside it. Of one row alone, an outlier in it
+would take its place. */
+static void add_shift(const Norm *norm, const void *x, float *shift) {
+    const int64_t width = norm->num_channels, rows = norm->num_rows;
+    const int64_t count = rows < ROWS_OF_SHIFT ? rows : ROWS_OF_SHIFT;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < width; c++)
+            shift[c] += get(x, i * (rows / count) * width + c, norm->is_half) / (float)count;
+}
+
 bool find_moments(const Norm *norm, const void *x, float *mean, float *variance) {
     const int64_t width = norm->num_channels;
     Sums sums;
-    /* From the first row: squares about zero would lose what is small beside the mean. */
     float *shift = calloc((size_t)width, sizeof *shift);
     const bool fits = make_sums(norm, &sums) && shift;
     if (fits) {
-        for (int64_t c = 0; norm->num_rows && c < width; c++) shift[c] = get(x, c, norm->is_half);
+        add_shift(norm, x, shift);
         on_threads(norm, moments_at, &(Moments){norm, x, shift, &sums});
         add_up(norm, &sums);
         for (int64_t c = 0; c < width; c++) {

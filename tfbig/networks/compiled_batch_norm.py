@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfbig.threads import num_threads_of_operation
 
 TYPES = tf.float32, tf.bfloat16
+_OPERATIONS = "tfbig_moments", "tfbig_normalise", "tfbig_normalise_gradient"
 
 
 def is_compiled() -> bool:
@@ -30,9 +31,10 @@ def _library() -> ModuleType | None:
     if found is None or found.origin is None:
         return None
     try:
-        return tf.load_op_library(found.origin)
+        library = tf.load_op_library(found.origin)
     except tf.errors.OpError:
         return None
+    return library if all(hasattr(library, name) for name in _OPERATIONS) else None
 
 
 def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -2,8 +2,9 @@
 
 Each alone reads and writes all activations of a batch, which on a processor takes longer than to compute them. While a
 graph is traced, a norm leaves a note on what it gives: of what it was made. The sum notes its branch beside it, and the
-ReLU at the end computes all in one; what came before it and is not used, TensorFlow leaves out of the graph. A part of
-networks/fused.py. Letters in shapes: B images, H and W pixels, C channels.
+ReLU at the end computes all in one; what came before it and is not used, TensorFlow leaves out of the graph. So what
+is computed after the ReLU has no gradient with respect to the tensor before it, nor have the operations a second
+derivative. A part of networks/fused.py. Letters in shapes: B images, H and W pixels, C channels.
 """
 
 from __future__ import annotations
