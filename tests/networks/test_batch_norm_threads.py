@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(
     not compiled_batch_norm.is_compiled(), reason="no compiled operations here: no C compiler when tfbig was installed"
 )
 _BEGINNING = """
-import os, signal, threading
+import os, signal, threading, time
 import numpy as np, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(8)
 from tfbig.networks import compiled_batch_norm as norm
@@ -30,6 +30,9 @@ before = num_threads()
 callers = [threading.Thread(target=call) for _ in range(8)]
 for caller in callers: caller.start()
 for caller in callers: caller.join()
+# The system's own thread ends a moment after Python's.
+end = time.monotonic() + 10
+while num_threads() > before and time.monotonic() < end: time.sleep(0.01)
 print(before, num_threads(), any(is_wrong))
 """
 _FORKED = """
