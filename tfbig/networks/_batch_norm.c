@@ -144,8 +144,8 @@ static void moments_at(const void *given, int64_t b) {
     moments_of_block(m->norm, m->x, block_of(m->norm, b), m->shift, partial_sums(m->norm, m->sums, b));
 }
 
-/* The mean of a few rows, from which squares lose nothing of what is small beside it. Of one row alone, an outlier in it
-would take its place. */
+/* The mean of a few rows, from which squares lose nothing of what is small beside it. Of one row alone, an outlier in
+it would take its place. */
 static void add_shift(const Norm *norm, const void *x, float *shift) {
     const int64_t width = norm->num_channels, rows = norm->num_rows;
     const int64_t count = rows < ROWS_OF_SHIFT ? rows : ROWS_OF_SHIFT;
@@ -185,23 +185,6 @@ static float *make_slopes(const Norm *norm, Channels channels) {
     return slope;
 }
 
-INLINE void normalise_rows(
-    const Norm *norm, Channels channels, const float *slope, Block block, const void *x, const void *residual,
-    void *result, bool is_half, bool has_residual) {
-    const int64_t width = norm->num_channels;
-    const float low = norm->low, high = norm->high;
-    const float *mean = channels.mean, *offset = channels.offset;
-    for (int64_t row = block.first; row < block.last; row++) {
-        const int64_t start = row * width;
-#pragma GCC ivdep
-        for (int64_t c = 0; c < width; c++) {
-            float value = (get(x, start + c, is_half) - mean[c]) * slope[c] + offset[c];
-            if (has_residual) value += get(residual, start + c, is_half);
-            put(result, start + c, cut(value, low, high), is_half);
-        }
-    }
-}
-
 typedef struct {
     const Norm *norm;
     Channels channels;
@@ -210,22 +193,35 @@ typedef struct {
     void *result;
 } Normalising;
 
-FOR_EACH_PROCESSOR
-static void normalise_block(const Normalising *n, Block block) {
-    if (n->norm->is_half && n->residual)
-        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, true, true);
-    else if (n->norm->is_half)
-        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, true, false);
-    else if (n->residual)
-        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, false, true);
-    else
-        normalise_rows(n->norm, n->channels, n->slope, block, n->x, n->residual, n->result, false, false);
+INLINE void normalise_rows(const Normalising *given, Block block, bool is_half, bool has_residual) {
+    /* Copies, which nothing that is written can change. */
+    const Normalising g = *given;
+    const Norm n = *g.norm;
+    for (int64_t row = block.first; row < block.last; row++) {
+        const int64_t start = row * n.num_channels;
+#pragma GCC ivdep
+        for (int64_t c = 0; c < n.num_channels; c++) {
+            float value = (get(g.x, start + c, is_half) - g.channels.mean[c]) * g.slope[c] + g.channels.offset[c];
+            if (has_residual) value += get(g.residual, start + c, is_half);
+            put(g.result, start + c, cut(value, n.low, n.high), is_half);
+        }
+    }
 }
 
-static void normalise_at(const void *given, int64_t b) {
-    const Normalising *n = given;
-    normalise_block(n, block_of(n->norm, b));
+FOR_EACH_PROCESSOR
+static void normalise_block(const Normalising *given, int64_t b) {
+    const Block block = block_of(given->norm, b);
+    if (given->norm->is_half && given->residual)
+        normalise_rows(given, block, true, true);
+    else if (given->norm->is_half)
+        normalise_rows(given, block, true, false);
+    else if (given->residual)
+        normalise_rows(given, block, false, true);
+    else
+        normalise_rows(given, block, false, false);
 }
+
+static void normalise_at(const void *given, int64_t b) { normalise_block(given, b); }
 
 bool normalise(const Norm *norm, Channels channels, const void *x, const void *residual, void *result) {
     float *slope = make_slopes(norm, channels);
@@ -258,11 +254,11 @@ INLINE float through(
 }
 
 INLINE void sum_rows(
-    const Norm *norm, const Passes *passes, Block block, float *restrict sum, float *restrict along, bool is_half,
-    bool has_second, bool has_result) {
+    const Passes *passes, Block block, float *restrict sum, float *restrict along, bool is_half, bool has_second,
+    bool has_result) {
     /* Copies, which nothing that is written can change. */
-    const Norm n = *norm;
     const Passes p = *passes;
+    const Norm n = *p.norm;
     for (int64_t row = block.first; row < block.last; row++) {
         const int64_t start = row * n.num_channels;
 #pragma GCC ivdep
@@ -277,15 +273,16 @@ INLINE void sum_rows(
 }
 
 FOR_EACH_PROCESSOR
-static void sum_block(const Norm *norm, const Passes *p, Block block, float *sums) {
-    SPECIALISED(
-        sum_rows, norm->is_half, p->upstreams[1], p->result, norm, p, block, sums, sums + norm->num_channels);
+static void sum_block(const Passes *p, int64_t b) {
+    float *sum = partial_sums(p->norm, p->sums, b), *along = sum + p->norm->num_channels;
+    const Block block = block_of(p->norm, b);
+    SPECIALISED(sum_rows, p->norm->is_half, p->upstreams[1], p->result, p, block, sum, along);
 }
 
 INLINE void gradient_of_rows(
-    const Norm *norm, const Passes *passes, Block block, bool is_half, bool has_second, bool has_result) {
-    const Norm n = *norm;
+    const Passes *passes, Block block, bool is_half, bool has_second, bool has_result) {
     const Passes p = *passes;
+    const Norm n = *p.norm;
     for (int64_t row = block.first; row < block.last; row++) {
         const int64_t start = row * n.num_channels;
 #pragma GCC ivdep
@@ -300,19 +297,13 @@ INLINE void gradient_of_rows(
 }
 
 FOR_EACH_PROCESSOR
-static void gradient_of_block(const Norm *norm, const Passes *p, Block block) {
-    SPECIALISED(gradient_of_rows, norm->is_half, p->upstreams[1], p->result, norm, p, block);
+static void gradient_of_block(const Passes *p, int64_t b) {
+    const Block block = block_of(p->norm, b);
+    SPECIALISED(gradient_of_rows, p->norm->is_half, p->upstreams[1], p->result, p, block);
 }
 
-static void sum_at(const void *given, int64_t b) {
-    const Passes *p = given;
-    sum_block(p->norm, p, block_of(p->norm, b), partial_sums(p->norm, p->sums, b));
-}
-
-static void gradient_at(const void *given, int64_t b) {
-    const Passes *p = given;
-    gradient_of_block(p->norm, p, block_of(p->norm, b));
-}
+static void sum_at(const void *given, int64_t b) { sum_block(given, b); }
+static void gradient_at(const void *given, int64_t b) { gradient_of_block(given, b); }
 
 bool differentiate(
     const Norm *norm, Channels channels, const void *const upstreams[MOST_UPSTREAMS], const void *x,

@@ -103,7 +103,7 @@ def main() -> None:
     row, facts = ROWS[args.row], {}
     if args.compiled == "no":
         # As it is where they were not compiled: none is found.
-        sys.modules["tfbig.networks._batch_norm"] = None  # type: ignore[assignment]
+        sys.modules["tfbig.networks._batch_norm"] = None
 
     def build(config: RunConfig, spec: DataSpec) -> keras.Model:
         built = network(row, config, spec)
